@@ -1,0 +1,91 @@
+"""A device's channels on regular time steps, and windows cut from them.
+
+Only steps in which the device reported are kept, so a device that was silent for a year costs nothing. Windows come out
+as if every step were there: missing steps are NaN.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from fieldloop.domain.profile import GridRule
+
+
+@dataclass(frozen=True)
+class DeviceGrid:
+    """One device's grid.
+
+    Attributes:
+        steps: [S] int64, step numbers (event time // step length), strictly increasing, each with at least one value.
+        values: [C, S] float32, NaN where a channel has no reading in a step.
+    """
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def windows(self, length: int, rows: NDArray[np.int64] | slice) -> NDArray[np.float32]:
+        """Return the windows that end at `rows` of the grid: [K, C, length] float32, oldest step first."""
+        gaps = np.minimum(np.diff(self.steps, prepend=self.steps[:1] - length), length)  # wider gaps hold only NaN
+        ends = np.cumsum(gaps) - 1
+        dense = np.full((len(self.values), int(ends[-1]) + 1 if len(ends) else length), np.nan, dtype=np.float32)
+        dense[:, ends] = self.values
+        views = sliding_window_view(dense, length, axis=1)
+        return np.ascontiguousarray(views[:, ends[rows] - length + 1].transpose(1, 0, 2))
+
+
+def to_grid(
+    channel: NDArray[np.int64],
+    event_us: NDArray[np.int64],
+    value: NDArray[np.float64],
+    rules: Sequence[GridRule],
+    step_us: int,
+) -> DeviceGrid:
+    """Put one device's readings onto its grid.
+
+    Args:
+        channel: [N] int64, 0 to C-1.
+        event_us: [N] int64, UTC microseconds; (channel, event time) must be distinct.
+        value: [N] float64.
+        rules: [C] how several readings within a step become one value.
+        step_us: step length, microseconds.
+    """
+    step = event_us // step_us
+    steps, column = np.unique(step, return_inverse=True)
+    values = np.full((len(rules), len(steps)), np.nan, dtype=np.float64)
+    order = np.lexsort((event_us, column, channel))
+    cell = channel[order] * len(steps) + column[order]
+    starts = np.flatnonzero(np.diff(cell, prepend=-1))
+    if len(starts):
+        rule_of = np.array(rules)[channel[order][starts]]
+        for rule in set(rules):
+            _fill(values, rule, rule_of == rule, value[order], starts, cell)
+    return DeviceGrid(steps, values.astype(np.float32))
+
+
+def _fill(
+    values: NDArray[np.float64],
+    rule: GridRule,
+    chosen: NDArray[np.bool_],
+    ordered: NDArray[np.float64],
+    starts: NDArray[np.int64],
+    cell: NDArray[np.int64],
+) -> None:
+    """Reduce the segments of `ordered` that `starts` begins, by one rule, into the cells it is for."""
+    ends = np.append(starts[1:], len(ordered))
+    match rule:
+        case "last":
+            reduced = ordered[ends - 1]
+        case "mean":
+            reduced = np.add.reduceat(ordered, starts) / (ends - starts)
+        case "min":
+            reduced = np.minimum.reduceat(ordered, starts)
+        case "max":
+            reduced = np.maximum.reduceat(ordered, starts)
+        case "sum":
+            reduced = np.add.reduceat(ordered, starts)
+        case "count":
+            reduced = (ends - starts).astype(np.float64)
+    values.reshape(-1)[cell[starts[chosen]]] = reduced[chosen]

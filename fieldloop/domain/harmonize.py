@@ -1,0 +1,77 @@
+"""Messages to harmonized readings: decode, canonical units, physical range, no time from the future.
+
+The one path that acquisition and the agent both take, so that training and serving see the same readings.
+"""
+
+from datetime import UTC, datetime
+
+import numpy as np
+
+from fieldloop.domain.payloads import json
+from fieldloop.domain.profile import Profile
+from fieldloop.domain.readings import Messages, Readings, Reason, Reject
+
+MAX_PAYLOAD_BYTES = 1 << 20  # a record has some hundred bytes: more than 1 MiB is a device gone wrong
+
+_DECODERS = {"json": json.decode}
+
+
+def harmonize(profile: Profile, messages: Messages) -> tuple[Readings, list[Reject]]:
+    """Return the readings of messages from devices of one profile, and everything that was refused.
+
+    Args:
+        profile: the devices' compiled profile.
+        messages: [M] messages in order of arrival.
+
+    Returns:
+        Readings in order of arrival, canonical units; rejects name the message row, the reason and the detail.
+    """
+    small, too_large = _by_size(messages)
+    records = _DECODERS[profile.format](profile, messages.take(small))
+    row = small[records.message]
+    rejects = too_large + [
+        Reject(int(small[reject.message]), reject.metric, reject.reason, reject.detail) for reject in records.rejects
+    ]
+
+    latest_us = messages.arrival_us[row] + profile.future_tolerance_us
+    future = records.event_us > latest_us
+    rejects += [_from_future(int(row[i]), int(records.event_us[i]), int(latest_us[i])) for i in np.flatnonzero(future)]
+
+    scale = np.array([channel.scale for channel in profile.channels])
+    offset = np.array([channel.offset for channel in profile.channels])
+    lowest = np.array([channel.minimum for channel in profile.channels])
+    highest = np.array([channel.maximum for channel in profile.channels])
+    values = records.values * scale + offset
+    present = ~np.isnan(values) & ~future[:, None]
+    outside = present & ((values < lowest) | (values > highest))
+    rejects += [_out_of_range(profile, int(row[i]), int(c), float(values[i, c])) for i, c in np.argwhere(outside)]
+
+    record, metric = np.nonzero(present & ~outside)
+    readings = Readings(row[record], metric.astype(np.int16), records.event_us[record], values[record, metric])
+    return readings, rejects
+
+
+def _by_size(messages: Messages) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], list[Reject]]:
+    sizes = np.fromiter((len(payload) for payload in messages.payloads), dtype=np.int64, count=len(messages.payloads))
+    rejects = [
+        Reject(int(row), None, Reason.TOO_LARGE, f"expected at most {MAX_PAYLOAD_BYTES:,} bytes, got {sizes[row]:,}")
+        for row in np.flatnonzero(sizes > MAX_PAYLOAD_BYTES)
+    ]
+    return np.flatnonzero(sizes <= MAX_PAYLOAD_BYTES), rejects
+
+
+def _from_future(row: int, event_us: int, latest_us: int) -> Reject:
+    return Reject(row, None, Reason.FUTURE, f"expected at latest {_iso(latest_us)}, got {_iso(event_us)}")
+
+
+def _out_of_range(profile: Profile, row: int, column: int, value: float) -> Reject:
+    channel = profile.channels[column]
+    allowed = f"{channel.minimum:g} to {channel.maximum:g} {channel.unit}"
+    return Reject(row, channel.metric, Reason.OUT_OF_RANGE, f"expected {allowed}, got {value:g}")
+
+
+def _iso(us: int) -> str:
+    try:
+        return datetime.fromtimestamp(us / 1e6, tz=UTC).isoformat()
+    except (OverflowError, ValueError):
+        return f"{us} µs after 1970"

@@ -1,0 +1,1 @@
+"""The agent of a gateway: its own small install, which sees `fieldloop.domain` and nothing else of ours."""

@@ -1,0 +1,1 @@
+"""One file a service: settings, objects (S3), lake (Delta), registry (MLflow), broker (NATS), releases, fleet."""

@@ -1,0 +1,69 @@
+"""Who belongs to the fleet: devices with their profiles, targets with the devices they serve; newest row wins."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import polars as pl
+
+from fieldloop.stores import broker
+from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.settings import Settings
+
+
+@dataclass(frozen=True)
+class Target:
+    """An edge gateway that runs the agent.
+
+    Attributes:
+        name: its identity at the broker.
+        devices: the devices whose readings it scores.
+        labels: `key=value`, for rollouts to select by.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+
+
+def devices(lake: Lake) -> dict[str, str]:
+    """Return each device's profile name."""
+    newest = lake.scan("devices").group_by("device").agg(pl.col("profile").sort_by("added_at").last()).collect()
+    return dict(newest.sort("device").iter_rows())
+
+
+def targets(lake: Lake) -> tuple[Target, ...]:
+    """Return all targets, by name."""
+    newest = lake.scan("targets").sort("added_at").group_by("target").last().sort("target").collect()
+    return tuple(Target(row["target"], tuple(row["devices"]), tuple(row["labels"])) for row in newest.to_dicts())
+
+
+def add_devices(lake: Lake, names: Sequence[str], profile: str) -> None:
+    """Enter devices under a profile; those already under it are left alone."""
+    known = devices(lake)
+    fresh = [name for name in names if known.get(name) != profile]
+    if fresh:
+        rows = {"device": fresh, "profile": [profile] * len(fresh), "added_at": [datetime.now(UTC)] * len(fresh)}
+        lake.append("devices", pl.DataFrame(rows, schema=SCHEMAS["devices"]))
+
+
+def add_targets(settings: Settings, lake: Lake, wanted: Sequence[Target]) -> None:
+    """Enter targets, and make the consumers from which their agents pull; those already there are left alone."""
+    asyncio.run(_add_consumers(settings, wanted))
+    known = set(targets(lake))
+    fresh = [target for target in wanted if target not in known]
+    if fresh:
+        rows = {
+            "target": [target.name for target in fresh],
+            "devices": [list(target.devices) for target in fresh],
+            "labels": [list(target.labels) for target in fresh],
+            "added_at": [datetime.now(UTC)] * len(fresh),
+        }
+        lake.append("targets", pl.DataFrame(rows, schema=SCHEMAS["targets"]))
+
+
+async def _add_consumers(settings: Settings, wanted: Sequence[Target]) -> None:
+    async with broker.platform(settings) as (_, js):
+        for target in wanted:
+            await broker.add_agent_consumer(js, target.name, target.devices)

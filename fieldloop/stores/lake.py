@@ -1,0 +1,190 @@
+"""The lake: Delta tables on the object store, written with application transactions and read with Polars."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import polars as pl
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from fieldloop.domain.errors import StoreError
+from fieldloop.stores import objects
+from fieldloop.stores.settings import Settings
+
+TIME: Final = pl.Datetime("us", "UTC")
+
+SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
+    "readings": {
+        "device": pl.String,
+        "metric": pl.String,
+        "event_time": TIME,
+        "arrival_time": TIME,
+        "value": pl.Float64,
+        "sequence": pl.Int64,
+        "month": pl.String,
+    },
+    "quarantine": {
+        "device": pl.String,
+        "metric": pl.String,
+        "reason": pl.String,
+        "detail": pl.String,
+        "subject": pl.String,
+        "arrival_time": TIME,
+        "sequence": pl.Int64,
+        "payload": pl.Binary,
+    },
+    "predictions": {
+        "target": pl.String,
+        "device": pl.String,
+        "end_time": TIME,
+        "release": pl.String,
+        "value": pl.Float32,
+        "window_hash": pl.Int64,
+        "arrival_time": TIME,
+        "sequence": pl.Int64,
+    },
+    "devices": {"device": pl.String, "profile": pl.String, "added_at": TIME},
+    "targets": {"target": pl.String, "devices": pl.List(pl.String), "labels": pl.List(pl.String), "added_at": TIME},
+    "validations": {
+        "run_id": pl.String,
+        "device": pl.String,
+        "passed": pl.Boolean,
+        "last_sequence": pl.Int64,
+        "reason": pl.String,
+        "report_url": pl.String,
+        "validated_at": TIME,
+    },
+}
+PARTITIONS: Final = {"readings": ["month"]}
+METADATA_PREFIX: Final = "fieldloop."
+
+_DELTA_ENCODED: Final = ("event_time", "arrival_time", "sequence", "step_time", "end_time")
+_ZSTD_LEVEL: Final = 3
+
+
+class Lake:
+    """The tables of one installation; holds no connection, only where they are and the rights to them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._options = objects.delta_options(settings)
+
+    def uri(self, table: str) -> str:
+        """Return the table's address."""
+        return f"s3://lake/{table}"
+
+    def version(self, table: str) -> int | None:
+        """Return the table's newest version; None where there is no such table yet."""
+        handle = self.open(table)
+        return None if handle is None else handle.version()
+
+    def open(self, table: str, version: int | None = None) -> DeltaTable | None:
+        """Return a fresh handle of a table; None where there is no such table yet.
+
+        Raises:
+            StoreError: the store refuses or does not answer, or there is no such version.
+        """
+        try:
+            return DeltaTable(self.uri(table), version=version, storage_options=self._options)
+        except TableNotFoundError:
+            return None
+        except (DeltaError, OSError) as exc:
+            raise StoreError(f"table {table!r} (version {version or 'newest'}) cannot be opened: {exc}") from exc
+
+    def scan(self, table: str, version: int | None = None) -> pl.LazyFrame:
+        """Return a table's rows; a known table that is not there yet has none.
+
+        Raises:
+            StoreError: neither there nor known, or there is no such version.
+        """
+        handle = self.open(table, version)
+        if handle is not None:
+            return pl.scan_delta(handle, storage_options=self._options)
+        if table in SCHEMAS and version is None:
+            return pl.LazyFrame(schema=SCHEMAS[table])
+        raise StoreError(f"table {table!r} does not exist: run the flow that makes it")
+
+    def transaction(self, table: str, application: str) -> int:
+        """Return the last transaction that an application committed to a table; 0 where there is none."""
+        handle = self.open(table)
+        return 0 if handle is None else handle.transaction_version(application) or 0
+
+    def append(
+        self,
+        table: str,
+        frame: pl.DataFrame,
+        transaction: tuple[str, int] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Append rows, as one commit with its application transaction, and return the new version.
+
+        A transaction that the table already has is not committed again: the call then changes nothing.
+
+        Raises:
+            StoreError: another writer committed the same application's transaction at the same time.
+        """
+        handle = self.open(table)
+        if handle is not None and transaction is not None:
+            committed = handle.transaction_version(transaction[0])
+            if committed is not None and committed >= transaction[1]:
+                return handle.version()
+        return self._write(table, handle, frame, "append", transaction, metadata)
+
+    def replace(self, table: str, frame: pl.DataFrame, metadata: Mapping[str, Any] | None = None) -> int:
+        """Make these rows the table's newest version, older ones stay readable; return the version."""
+        return self._write(table, self.open(table), frame, "overwrite", None, metadata)
+
+    def metadata(self, table: str) -> list[dict[str, str]]:
+        """Return what `append` and `replace` were given as metadata, newest commit first."""
+        handle = self.open(table)
+        return [] if handle is None else [_own_metadata(entry) for entry in handle.history()]
+
+    def _write(
+        self,
+        table: str,
+        handle: DeltaTable | None,
+        frame: pl.DataFrame,
+        mode: Any,
+        transaction: tuple[str, int] | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> int:
+        properties = CommitProperties(
+            custom_metadata={f"{METADATA_PREFIX}{key}": str(value) for key, value in (metadata or {}).items()},
+            app_transactions=[Transaction(*transaction)] if transaction else None,
+        )
+        try:
+            write_deltalake(
+                handle if handle is not None else self.uri(table),
+                frame.to_arrow(compat_level=pl.CompatLevel.oldest()),
+                mode=mode,
+                schema_mode="overwrite" if mode == "overwrite" else None,
+                partition_by=PARTITIONS.get(table) if handle is None else None,
+                storage_options=self._options,
+                commit_properties=properties,
+                writer_properties=_writer(frame),
+            )
+        except CommitFailedError as exc:
+            raise StoreError(
+                f"table {table!r}: another writer was quicker ({exc}); run again, nothing is lost"
+            ) from exc
+        except (DeltaError, OSError) as exc:
+            raise StoreError(f"table {table!r} could not be written: {exc}") from exc
+        version = self.version(table)
+        if version is None:
+            raise StoreError(f"table {table!r} is gone right after it was written")
+        return version
+
+
+def _own_metadata(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        key.removeprefix(METADATA_PREFIX): str(value) for key, value in entry.items() if key.startswith(METADATA_PREFIX)
+    }
+
+
+def _writer(frame: pl.DataFrame) -> WriterProperties:
+    """Timestamps and positions as differences, everything else by dictionary, all under zstd."""
+    delta = ColumnProperties(dictionary_enabled=False, encoding="DELTA_BINARY_PACKED")
+    return WriterProperties(
+        compression="ZSTD",
+        compression_level=_ZSTD_LEVEL,
+        column_properties={name: delta for name in _DELTA_ENCODED if name in frame.columns} or None,
+    )

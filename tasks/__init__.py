@@ -1,0 +1,1 @@
+"""The steps: one file a stage, plain functions with a thin `@task`."""

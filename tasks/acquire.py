@@ -1,0 +1,259 @@
+"""Acquire: drain a stream of the broker into its table, exactly once.
+
+A batch is decoded whole, then committed together with the stream's last sequence as an application transaction, then
+acknowledged. A crash in between replays the batch, and the sequence tells what the table already has.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from prefect import task
+
+from expectations.profiles import load_profile
+from fieldloop.domain.errors import DocumentError
+from fieldloop.domain.harmonize import harmonize
+from fieldloop.domain.profile import Profile
+from fieldloop.domain.readings import Messages, Readings, Reason, Reject
+from fieldloop.stores import broker, fleet
+from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.settings import Settings
+
+APPLICATION = "acquire/readings"  # of the application transactions; its version is a stream sequence
+CONSUMER = "lake"
+KEY = ("device", "metric", "event_time")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """What one run brought in.
+
+    Attributes:
+        messages: messages read.
+        readings: rows that are new in table `readings`.
+        duplicates: readings dropped because their (device, metric, event time) was there already.
+        quarantined: rows that went to table `quarantine`.
+        last_sequence: stream sequence up to which the table holds everything.
+        devices: how many devices sent new readings.
+        first: earliest event time among the new readings; None where there are none.
+        last: latest event time among them.
+        table_version: version of `readings` afterwards; None where there is no table yet.
+    """
+
+    messages: int
+    readings: int
+    duplicates: int
+    quarantined: int
+    last_sequence: int
+    devices: int
+    first: datetime | None
+    last: datetime | None
+    table_version: int | None
+
+
+@task(name="drain readings", retries=3, retry_delay_seconds=5, timeout_seconds=3600, tags=["broker", "lake"])
+def drain_readings(quiet_s: float) -> Acquired:
+    """Drain stream `readings` into the lake."""
+    return acquire(Settings(), quiet_s)
+
+
+def acquire(settings: Settings, quiet_s: float = 0) -> Acquired:
+    """Drain stream `readings` into the tables `readings` and `quarantine`.
+
+    Args:
+        settings: where the services are.
+        quiet_s: go on until no message has come for so many seconds; 0 stops at what was there at the start.
+
+    Raises:
+        StoreError: broker or lake cannot be reached, or another writer committed at the same time.
+    """
+    lake = Lake(settings)
+    after = lake.transaction("readings", APPLICATION)
+    committer = _Committer(lake, settings.root)
+    drained = broker.drain(settings, broker.READINGS, CONSUMER, after, committer.commit, quiet_s)
+    return Acquired(
+        messages=drained.messages,
+        readings=committer.readings,
+        duplicates=committer.duplicates,
+        quarantined=committer.quarantined,
+        last_sequence=drained.last_sequence,
+        devices=len(committer.seen),
+        first=committer.first,
+        last=committer.last,
+        table_version=lake.version("readings"),
+    )
+
+
+@dataclass
+class _Committer:
+    """Commits batches one after another and keeps the run's figures."""
+
+    lake: Lake
+    root: Path
+    readings: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
+    seen: set[str] = field(default_factory=set)
+    first: datetime | None = None
+    last: datetime | None = None
+    _profile_names: dict[str, str] = field(default_factory=dict)
+    _profiles: dict[str, Profile | DocumentError] = field(default_factory=dict)
+
+    def commit(self, messages: Messages, subjects: Sequence[str]) -> None:
+        """Bring one batch into the lake; when this returns, it is there."""
+        rows, rejects = self._decode(messages)
+        transaction = (APPLICATION, int(messages.sequence[-1]))
+        self.quarantined += quarantine(self.lake, messages, subjects, rejects, APPLICATION)
+        fresh = new_readings(self.lake, rows)
+        figures = {
+            "messages": len(messages.payloads),
+            "duplicates": len(rows) - len(fresh),
+            "quarantined": len(rejects),
+        }
+        version = self.lake.append("readings", fresh, transaction, figures)
+        self._count(fresh, figures)
+        logger.info(
+            "readings version %s: %s rows from %s messages, %s duplicates, %s quarantined",
+            version,
+            len(fresh),
+            figures["messages"],
+            figures["duplicates"],
+            figures["quarantined"],
+        )
+
+    def _decode(self, messages: Messages) -> tuple[pl.DataFrame, list[Reject]]:
+        """Harmonize the batch, a profile at a time."""
+        names = self._names(set(messages.devices))
+        rejects: list[Reject] = []
+        frames = [pl.DataFrame(schema=SCHEMAS["readings"])]
+        by_profile: dict[str | None, list[int]] = {}
+        for row, device in enumerate(messages.devices):
+            by_profile.setdefault(names.get(device), []).append(row)
+        for name, rows in by_profile.items():
+            profile = self._profile(name)
+            if isinstance(profile, Profile):
+                chosen = np.array(rows, dtype=np.int64)
+                part = messages.take(chosen)
+                readings, refused = harmonize(profile, part)
+                frames.append(_frame(profile, part, readings))
+                rejects += [Reject(rows[r.message], r.metric, r.reason, r.detail) for r in refused]
+            else:
+                rejects += [
+                    Reject(row, None, Reason.UNKNOWN_DEVICE, f"device `{messages.devices[row]}`: {profile}")
+                    for row in rows
+                ]
+        return pl.concat(frames), rejects
+
+    def _names(self, devices: set[str]) -> Mapping[str, str]:
+        """Return the devices' profile names; asks the fleet again when one is not known yet."""
+        if not devices <= self._profile_names.keys():
+            self._profile_names = fleet.devices(self.lake)
+        return self._profile_names
+
+    def _profile(self, name: str | None) -> Profile | DocumentError:
+        if name is None:
+            return DocumentError("not enrolled; add it with `fieldloop device add`, then replay")
+        if name not in self._profiles:
+            try:
+                self._profiles[name] = load_profile(self.root, name)
+            except DocumentError as exc:
+                self._profiles[name] = exc
+        return self._profiles[name]
+
+    def _count(self, fresh: pl.DataFrame, figures: Mapping[str, int]) -> None:
+        self.readings += len(fresh)
+        self.duplicates += figures["duplicates"]
+        self.seen |= set(fresh["device"].unique())
+        if len(fresh):
+            first, last = fresh.select(pl.col("event_time").min(), last=pl.col("event_time").max()).row(0)
+            self.first = min(first, self.first or first)
+            self.last = max(last, self.last or last)
+
+
+def new_readings(lake: Lake, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the first of each (device, metric, event time) that the lake does not have yet, sorted for storage."""
+    unique = rows.unique(KEY, keep="first", maintain_order=True)
+    if len(unique):
+        months, devices = unique["month"].unique(), unique["device"].unique()
+        stored = lake.scan("readings").filter(pl.col("month").is_in(months), pl.col("device").is_in(devices))
+        unique = unique.join(stored.select(KEY).collect(), on=KEY, how="anti")
+    return unique.sort(KEY)
+
+
+def _frame(profile: Profile, messages: Messages, readings: Readings) -> pl.DataFrame:
+    """Give readings their device, arrival and position: columns of table `readings`."""
+    event_time = times(readings.event_us)
+    return pl.DataFrame(
+        {
+            "device": pl.Series(messages.devices, dtype=pl.String).gather(readings.message),
+            "metric": pl.Series(profile.metrics(), dtype=pl.String).gather(readings.metric.astype(np.int64)),
+            "event_time": event_time,
+            "arrival_time": times(messages.arrival_us[readings.message]),
+            "value": readings.value,
+            "sequence": messages.sequence[readings.message],
+            "month": event_time.dt.strftime("%Y-%m"),
+        },
+        schema=SCHEMAS["readings"],
+    )
+
+
+def quarantine(
+    lake: Lake, messages: Messages, subjects: Sequence[str], rejects: Sequence[Reject], application: str
+) -> int:
+    """Keep what a batch refused, with its raw bytes and the reason; return how many rows are new.
+
+    The batch's last sequence is the application transaction, so a batch that is replayed adds nothing.
+    """
+    done = lake.transaction("quarantine", application)
+    fresh = [reject for reject in rejects if messages.sequence[reject.message] > done]
+    if not fresh:
+        return 0
+    row = np.array([reject.message for reject in fresh], dtype=np.int64)
+    frame = pl.DataFrame(
+        {
+            "device": [messages.devices[r] for r in row],
+            "metric": [reject.metric for reject in fresh],
+            "reason": [str(reject.reason) for reject in fresh],
+            "detail": [reject.detail for reject in fresh],
+            "subject": [subjects[r] for r in row],
+            "arrival_time": times(messages.arrival_us[row]),
+            "sequence": messages.sequence[row],
+            "payload": [messages.payloads[r] for r in row],
+        },
+        schema=SCHEMAS["quarantine"],
+    )
+    lake.append("quarantine", frame, (application, int(messages.sequence[-1])))
+    return len(fresh)
+
+
+def times(us: NDArray[np.int64]) -> pl.Series:
+    """Return UTC microseconds ([N] int64) as a column of times."""
+    return pl.Series(us).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+
+def describe(acquired: Acquired) -> str:
+    """Return the run as Markdown for a person."""
+    span = f"{acquired.first:%Y-%m-%d %H:%M} to {acquired.last:%Y-%m-%d %H:%M} UTC" if acquired.first else "–"
+    return "\n".join(
+        (
+            "| | |",
+            "|---|---|",
+            f"| messages | {acquired.messages:,} |",
+            f"| new readings | {acquired.readings:,} |",
+            f"| duplicates dropped | {acquired.duplicates:,} |",
+            f"| quarantined | {acquired.quarantined:,} |",
+            f"| devices | {acquired.devices:,} |",
+            f"| event times | {span} |",
+            f"| table `readings` | version {acquired.table_version} |",
+            f"| stream position | {acquired.last_sequence:,} |",
+            "",
+            f"_{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC_",
+        )
+    )

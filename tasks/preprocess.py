@@ -1,0 +1,197 @@
+"""Preprocess: the regular grid of a recipe's devices as a versioned table, and the index of its windows.
+
+Nothing is cleaned here: plausible ranges and frozen runs are masks inside the model's graph, where the edge applies
+them too. What is left out is what the edge would not have had: readings that came after their step was closed.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import polars as pl
+from prefect import task
+
+from expectations.profiles import load_profile
+from fieldloop.domain.errors import TrainingError
+from fieldloop.domain.profile import Profile
+from fieldloop.domain.recipe import Recipe, load_recipe
+from fieldloop.domain.windows import WindowSpec, device_history
+from fieldloop.stores import fleet
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.settings import Settings
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """The tables made, by name and version, and what is in them.
+
+    Attributes:
+        recipe: name of the recipe.
+        grid_version: version of table `grid/<recipe>`.
+        windows_version: version of table `windows/<recipe>`.
+        readings_version: version of `readings` that they were made from.
+        devices: devices in them.
+        left_out: devices of the recipe that did not pass validation.
+        steps: rows of the grid.
+        windows: windows in all.
+        train: windows that train.
+        test: windows that test.
+        reused: whether nothing had changed since the tables were last made.
+    """
+
+    recipe: str
+    grid_version: int
+    windows_version: int
+    readings_version: int
+    devices: tuple[str, ...]
+    left_out: tuple[str, ...]
+    steps: int
+    windows: int
+    train: int
+    test: int
+    reused: bool
+
+
+@task(name="build grid and windows", retries=2, retry_delay_seconds=5, timeout_seconds=3600, tags=["lake"])
+def build_windows(recipe: str) -> Preprocessed:
+    """Make the tables `grid/<recipe>` and `windows/<recipe>`."""
+    return preprocess(Settings(), recipe)
+
+
+def preprocess(settings: Settings, recipe_name: str) -> Preprocessed:
+    """Make the grid and the windows' index of a recipe from the readings of the devices that passed validation.
+
+    Raises:
+        DocumentError: there is no such recipe or profile, or they do not fit.
+        TrainingError: no device of the recipe's profiles has passed validation.
+    """
+    lake = Lake(settings)
+    recipe = load_recipe(settings.root, recipe_name)
+    profiles = {name: load_profile(settings.root, name) for name in recipe.profiles}
+    members = {name: profile for name, profile in fleet.devices(lake).items() if profile in profiles}
+    passed = _passed(lake)
+    chosen = sorted(set(members) & passed)
+    if not chosen:
+        raise TrainingError(
+            f"recipe {recipe.name}: no device of profile {', '.join(profiles)} has passed validation "
+            f"({len(members)} enrolled); run the flows `acquire` and `validate` first"
+        )
+    readings_version = lake.version("readings")
+    if readings_version is None:
+        raise TrainingError(f"recipe {recipe.name}: table `readings` does not exist; run the flow `acquire` first")
+    key = _content_key(lake, readings_version, recipe, profiles, chosen)
+    made = _newest(lake, recipe.name, key)
+    reused = made is not None
+    if made is None:
+        made = _make(lake, readings_version, recipe, {device: profiles[members[device]] for device in chosen}, key)
+    steps, windows, train, test = _counts(lake, recipe.name, *made)
+    left_out = tuple(sorted(set(members) - passed))
+    return Preprocessed(
+        recipe.name, *made, readings_version, tuple(chosen), left_out, steps, windows, train, test, reused
+    )
+
+
+def device_grid(
+    readings: pl.DataFrame, profile: Profile, spec: WindowSpec, target: str
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Put one device's readings (columns metric, event_time, value, sequence) onto its grid.
+
+    Returns:
+        The grid (step_time, a column a channel, the target last), and the windows (end_time, target).
+    """
+    target_channel = next(channel for channel in profile.channels if channel.metric == target)
+    names = (*spec.channels, target)
+    ordered = readings.sort("sequence", "event_time", "metric")
+    codes = {metric: code for code, metric in enumerate(names)}
+    grid, rows = device_history(
+        ordered["metric"].replace_strict(codes, default=-1, return_dtype=pl.Int64).to_numpy(),
+        ordered["event_time"].to_physical().to_numpy(),
+        ordered["value"].to_numpy(),
+        ordered["sequence"].to_numpy(),
+        spec,
+        (target_channel.rule,),
+    )
+    times = pl.Series("step_time", grid.steps * spec.step_us).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    table = pl.DataFrame([times, *(pl.Series(name, grid.values[row]) for row, name in enumerate(names))])
+    windows = table[rows].select(end_time="step_time", target=pl.col(target))
+    return table, windows
+
+
+def _passed(lake: Lake) -> set[str]:
+    """Return the devices whose newest validation they passed."""
+    newest = lake.scan("validations").group_by("device").agg(pl.col("passed").sort_by("validated_at").last())
+    return set(newest.filter("passed").collect()["device"])
+
+
+def _content_key(lake: Lake, version: int, recipe: Recipe, profiles: dict[str, Profile], devices: Sequence[str]) -> str:
+    """Return a digest of everything that the tables follow from; unlike versions, re-sent readings do not change it."""
+    content = (
+        lake.scan("readings", version)
+        .filter(pl.col("device").is_in(devices))
+        .group_by("device")
+        .agg(rows=pl.len(), last=pl.col("sequence").max())
+        .sort("device")
+        .collect()
+    )
+    described = (
+        recipe.digest,
+        {name: profile.name for name, profile in profiles.items()},
+        repr(sorted(profiles.items())),
+        content.rows(),
+    )
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def _newest(lake: Lake, recipe: str, key: str) -> tuple[int, int] | None:
+    """Return the versions of grid and windows if the newest of both were made from this content."""
+    versions = lake.version(f"grid/{recipe}"), lake.version(f"windows/{recipe}")
+    keys = [lake.metadata(f"{table}/{recipe}")[:1] for table in ("grid", "windows")]
+    if versions[0] is None or versions[1] is None or any(k != [{"content": key}] for k in keys):
+        return None
+    return versions[0], versions[1]
+
+
+def _make(lake: Lake, version: int, recipe: Recipe, profiles: dict[str, Profile], key: str) -> tuple[int, int]:
+    grids, windows = [], []
+    for device, profile in profiles.items():
+        readings = (
+            lake.scan("readings", version)
+            .filter(pl.col("device") == device)
+            .select("metric", "event_time", "value", "sequence")
+            .collect()
+        )
+        spec = recipe.window_spec(profile)
+        grid, index = device_grid(readings, profile, spec, recipe.target.metric)
+        split = recipe.splits(index["end_time"].to_physical().to_numpy())
+        grids.append(grid.select(pl.lit(device).alias("device"), pl.all()))
+        windows.append(index.select(pl.lit(device).alias("device"), pl.all(), split=pl.Series(split.tolist())))
+    grid_version = lake.replace(f"grid/{recipe.name}", pl.concat(grids), {"content": key})
+    windows_version = lake.replace(f"windows/{recipe.name}", pl.concat(windows), {"content": key})
+    return grid_version, windows_version
+
+
+def _counts(lake: Lake, recipe: str, grid_version: int, windows_version: int) -> tuple[int, int, int, int]:
+    steps = lake.scan(f"grid/{recipe}", grid_version).select(pl.len()).collect().item()
+    split = pl.col("split")
+    windows = lake.scan(f"windows/{recipe}", windows_version).select(
+        pl.len(), train=(split == SPLITS[0]).sum(), test=(split == SPLITS[1]).sum()
+    )
+    return (steps, *windows.collect().row(0))
+
+
+def describe(made: Preprocessed) -> str:
+    """Return the run as Markdown for a person."""
+    figures = asdict(made)
+    rows = [
+        ("devices", ", ".join(made.devices)),
+        ("left out (validation)", ", ".join(made.left_out) or "–"),
+        ("grid steps", f"{made.steps:,}"),
+        *((name, f"{figures[name]:,}") for name in ("windows", "train", "test")),
+        ("from", f"`readings` version {made.readings_version}"),
+        ("tables", f"`grid/{made.recipe}` version {made.grid_version}, `windows/{made.recipe}` version "
+                   f"{made.windows_version}{' (unchanged)' if made.reused else ''}"),
+    ]  # fmt: skip
+    return "\n".join(("| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)))

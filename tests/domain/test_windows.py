@@ -1,0 +1,89 @@
+"""Training and serving cut the same windows: the whole history at once, or as readings arrive."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fieldloop.domain.windows import WindowSpec, WindowStream, device_history, on_time, window_hash
+
+STEP = 600_000_000
+
+
+def spec(length: int = 3, grace_steps: float = 0, rules: tuple = ("mean", "last")) -> WindowSpec:
+    return WindowSpec(("a", "b"), rules, STEP, length, int(grace_steps * STEP))
+
+
+@st.composite
+def arrivals(draw):
+    """Readings of one device in order of arrival: late, repeated, with gaps, several a message."""
+    count = draw(st.integers(0, 60))
+    jumps = draw(st.lists(st.sampled_from([-3, -1, 0, 0, 1, 1, 1, 2, 9]), min_size=count, max_size=count))
+    within = draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
+    event_us = (np.cumsum(np.array(jumps, dtype=np.int64)) + 1000) * STEP + np.array(within, np.int64) * STEP // 4
+    channel = np.array(draw(st.lists(st.integers(-1, 1), min_size=count, max_size=count)), dtype=np.int64)
+    value = np.array(draw(st.lists(st.floats(-1e6, 1e6), min_size=count, max_size=count)), dtype=np.float64)
+    message = np.cumsum(draw(st.lists(st.integers(0, 1), min_size=count, max_size=count)), dtype=np.int64)
+    return channel, event_us, value, message
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    arrivals(),
+    st.integers(1, 4),
+    st.sampled_from([0, 0.5, 2]),
+    st.sampled_from([("mean", "last"), ("sum", "count"), ("min", "max")]),
+    st.data(),
+)
+def test_stream_gives_bit_for_bit_the_windows_of_the_history(readings, length, grace, rules, data):
+    """However the messages are batched and the stream is interrupted, edge windows equal training windows."""
+    wanted = spec(length, grace, rules)
+    channel, event_us, value, message = readings
+    grid, rows = device_history(channel, event_us, value, message, wanted)
+    expected = grid.windows(length, rows)
+
+    stream, ends, values = WindowStream(wanted), [], []
+    position = 0
+    while position < len(message):
+        last = data.draw(st.integers(int(message[position]), int(message[-1])))
+        until = int(np.searchsorted(message, last, side="right"))
+        batch = slice(position, until)
+        out = stream.push(channel[batch], event_us[batch], value[batch], message[batch])
+        ends.append(out.end_us)
+        values.append(out.values)
+        stream = WindowStream.restore(wanted, stream.state())
+        position = until
+    got_ends = np.concatenate(ends) if ends else np.zeros(0, np.int64)
+    got = np.concatenate(values) if values else np.zeros_like(expected)
+    assert got_ends.tolist() == (grid.steps[rows] * STEP).tolist()
+    assert got.tobytes() == expected.tobytes()
+
+
+def test_reading_after_its_step_closed_is_late():
+    """A reading is late once an earlier message has carried the watermark past its step and the grace."""
+    event_us = np.array([10, 11, 10, 12, 10], dtype=np.int64) * STEP
+    message = np.array([0, 0, 1, 2, 3])
+    timely, watermark = on_time(event_us, message, spec())
+    assert timely.tolist() == [True, True, False, True, False]
+    assert watermark == 12 * STEP
+    timely, _ = on_time(event_us, message, spec(grace_steps=2))
+    assert timely.all()
+
+
+def test_window_spans_gaps_with_nan():
+    """Steps without a reading are NaN inside a window, however wide the gap."""
+    steps = np.array([0, 1, 2, 50, 51], dtype=np.int64)
+    channel = np.zeros(6, dtype=np.int64)
+    event_us = np.append(steps, 99) * STEP
+    grid, rows = device_history(channel, event_us, np.arange(6.0), np.arange(6), spec(3))
+    windows = grid.windows(3, rows)[:, 0]
+    assert grid.steps[rows].tolist() == [50, 51]
+    assert np.isnan(windows[0, :2]).all()
+    assert windows[0, 2] == 3
+    assert windows[1, 1:].tolist() == [3, 4]
+
+
+def test_hash_differs_when_one_bit_does():
+    """Equal windows have equal hashes, NaN included; a changed last bit changes the hash."""
+    windows = np.array([[[1.0, np.nan]], [[1.0, np.nan]], [[np.nextafter(np.float32(1), np.float32(2)), np.nan]]], "f4")
+    first, same, other = window_hash(windows)
+    assert first == same != other
