@@ -1,0 +1,117 @@
+"""What every test may use: real services, started once a session, on free ports, in a folder of their own."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from fieldloop.stores.settings import Settings
+from infra.local import broker as broker_service
+from infra.local import platform as platform_services
+from infra.local import store as store_service
+from infra.local.authority import make_authority
+from infra.local.keys import make_secrets
+from infra.local.stack import Spec, start_stack, stop_stack
+
+PORTS = ("store_port", "nats_port", "mqtt_port", "prefect_port", "mlflow_port")
+
+
+def pytest_configure() -> None:
+    """Let no setting of the person who runs the tests reach them; keep the one that names a MinIO."""
+    for name in [name for name in os.environ if name.startswith(("FIELDLOOP_", "PREFECT_", "MLFLOW_"))]:
+        if name not in ("FIELDLOOP_MINIO", "FIELDLOOP_NO_SKIP"):
+            del os.environ[name]
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where no skip is allowed (`FIELDLOOP_NO_SKIP=1`), let a skipped test fail the session."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if reporter and skipped and os.environ.get("FIELDLOOP_NO_SKIP") == "1" and session.exitstatus == 0:
+        reporter.write_line(f"FIELDLOOP_NO_SKIP=1, and {len(skipped)} test(s) were skipped")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def free_settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Settings]:
+    """Return a maker of settings with a fresh data folder and free ports."""
+
+    def make(**fields: object) -> Settings:
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in PORTS]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            ports = {name: each.getsockname()[1] for name, each in zip(PORTS, sockets, strict=True)}
+        values: dict[str, object] = {"data_dir": tmp_path_factory.mktemp("fieldloop"), **ports, **fields}
+        return Settings.model_validate(values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def platform(free_settings: Callable[..., Settings]) -> Iterator[Settings]:
+    """Start the whole platform, once a session; on MinIO where there is one, else on SeaweedFS."""
+    settings = free_settings()
+    platform_services.up(settings, lambda _: None, lambda _names, _seconds: None)
+    yield settings
+    platform_services.down(settings)
+
+
+@pytest.fixture
+def platform_environment(platform: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The platform, and this process's environment pointing to it, as a flow run has it."""
+    for name, value in platform.environment().items():
+        monkeypatch.setenv(name, value)
+    return platform
+
+
+@pytest.fixture(scope="session")
+def store(free_settings: Callable[..., Settings]) -> Iterator[Settings]:
+    """Start an object store alone: MinIO where there is one, else SeaweedFS."""
+    yield from _store(free_settings(store="auto"))
+
+
+@pytest.fixture(scope="session", params=["minio", "seaweedfs"])
+def each_store(request: pytest.FixtureRequest, free_settings: Callable[..., Settings]) -> Iterator[Settings]:
+    """Start each kind of object store in turn."""
+    settings = free_settings(store=request.param)
+    if request.param == "minio" and store_service.minio_binary(settings) is None:
+        pytest.skip("no MinIO here: `make minio` builds one")
+    yield from _store(settings)
+
+
+@pytest.fixture(scope="session")
+def nats(free_settings: Callable[..., Settings]) -> Iterator[Settings]:
+    """Start a broker alone, with the platform's streams in it."""
+    settings = free_settings()
+    _run(settings, broker_service.spec)
+    platform_services.prepare_broker(settings)
+    yield settings
+    stop_stack(settings, platform_services.PLATFORM)
+
+
+def _store(settings: Settings) -> Iterator[Settings]:
+    _run(settings, store_service.spec)
+    store_service.prepare(settings)
+    yield settings
+    stop_stack(settings, platform_services.PLATFORM)
+    shutil.rmtree(settings.data_dir, ignore_errors=True)
+
+
+def _run(settings: Settings, spec: Callable[[Settings], Spec]) -> None:
+    make_secrets(settings)
+    make_authority(settings)
+    start_stack(settings, platform_services.PLATFORM, [spec(settings)])
+
+
+@pytest.fixture
+def output() -> Path:
+    """A folder for what a test leaves to be looked at, such as screenshots."""
+    folder = Path(__file__).parent / "output"
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -1,0 +1,256 @@
+"""The broker's rights, through the real listeners: a device is itself, an agent is itself, a stranger is nobody."""
+
+import asyncio
+import ssl
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import nats as client
+import nats.errors
+import paho.mqtt.client as mqtt
+import pytest
+from nats.aio.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
+
+from fieldloop.domain.errors import ServiceError
+from fieldloop.stores import broker
+from fieldloop.stores.settings import Certificate, Settings
+from infra.local.authority import make_authority, make_certificate
+from infra.local.identities import enrol_devices, enrol_targets, users_file
+from infra.local.keys import make_secrets
+
+WAIT_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def enrolled(nats: Settings) -> Settings:
+    """A broker that knows two devices and two targets."""
+    enrol_devices(nats, ["R80711", "R80721"])
+    enrol_targets(nats, ["gate-1", "gate-2"])
+    return nats
+
+
+def test_a_device_publishes_its_own_readings(enrolled: Settings) -> None:
+    """They lie in the stream, under the device's name."""
+    before = _readings(enrolled, "R80711")
+    _publish(enrolled, "R80711", "devices/R80711/readings", b"own")
+    assert _readings(enrolled, "R80711") == before + 1
+
+
+@pytest.mark.parametrize("topic", ["devices/R80721/readings", "devices/R80711/other", "predictions/gate-1"])
+def test_a_device_publishes_nothing_else(enrolled: Settings, topic: str) -> None:
+    """Not as another device, not under another subject: the broker drops it."""
+    before = {name: _readings(enrolled, name) for name in ("R80711", "R80721")} | {"all": _total(enrolled)}
+    _publish(enrolled, "R80711", topic, b"forged")
+    _publish(enrolled, "R80711", "devices/R80711/readings", b"a later one, so that the first was decided upon")
+    assert _readings(enrolled, "R80721") == before["R80721"]
+    assert _readings(enrolled, "R80711") == before["R80711"] + 1
+    assert _total(enrolled) == before["all"] + 1
+
+
+def test_a_device_hears_nothing(enrolled: Settings) -> None:
+    """A subscription, to its own topic even, is refused."""
+    granted: list[int] = []
+    done = threading.Event()
+
+    def on_subscribe(_c: mqtt.Client, _u: object, _m: int, codes: list[mqtt.ReasonCode], _p: object) -> None:
+        granted.extend(code.value for code in codes)
+        done.set()
+
+    device = _device(enrolled, enrolled.certificate("device", "R80711"))
+    device.on_subscribe = on_subscribe
+    device.subscribe("devices/R80711/readings", qos=1)
+    done.wait(WAIT_S)
+    device.disconnect()
+    device.loop_stop()
+    assert granted == [128]
+
+
+def test_a_device_may_not_use_the_nats_listener(enrolled: Settings) -> None:
+    """Its certificate is for MQTT."""
+    with pytest.raises(nats.errors.Error):
+        asyncio.run(_connected(enrolled, enrolled.certificate("device", "R80711"), _nothing))
+
+
+def test_an_agent_reads_and_reports_as_itself(enrolled: Settings) -> None:
+    """It publishes its predictions and its reported state, and reads its desired state without a consumer."""
+
+    async def as_agent(agent: Client) -> None:
+        streams = agent.jetstream()
+        await streams.publish("predictions.gate-1", b"p")
+        await streams.publish("$KV.reported.gate-1", b"r")
+        reply = await agent.request("$JS.API.DIRECT.GET.KV_desired.$KV.desired.gate-1", b"", timeout=WAIT_S)
+        assert reply.headers is not None
+
+    assert asyncio.run(_connected(enrolled, enrolled.certificate("target", "gate-1"), as_agent)) == []
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "predictions.gate-2",
+        "$KV.reported.gate-2",
+        "$KV.desired.gate-1",
+        "$KV.releases.root",
+        "devices.R80711.readings",
+        "$JS.API.DIRECT.GET.KV_desired.$KV.desired.gate-2",
+        "$JS.API.CONSUMER.MSG.NEXT.readings.gate-2",
+        "$JS.API.CONSUMER.CREATE.readings",
+        "$JS.API.STREAM.DELETE.readings",
+        "$JS.API.STREAM.INFO.readings",
+    ],
+)
+def test_an_agent_publishes_nothing_else(enrolled: Settings, subject: str) -> None:
+    """Nothing of another target, no desired state, no release, no stream."""
+
+    async def publish(agent: Client) -> None:
+        await agent.publish(subject, b"")
+        await _refused(agent)
+
+    denied = asyncio.run(_connected(enrolled, enrolled.certificate("target", "gate-1"), publish))
+    assert [subject.lower() in str(error).lower() for error in denied] == [True]
+
+
+@pytest.mark.parametrize("subject", [">", "devices.>", "predictions.>", "_INBOX.gate-2.>", "$KV.desired.gate-2"])
+def test_an_agent_hears_nothing_else(enrolled: Settings, subject: str) -> None:
+    """Neither others' answers nor others' desired state."""
+
+    async def listen(agent: Client) -> None:
+        await agent.subscribe(subject)
+        await _refused(agent)
+
+    denied = asyncio.run(_connected(enrolled, enrolled.certificate("target", "gate-1"), listen))
+    assert [subject.lower() in str(error).lower() for error in denied] == [True]
+
+
+def test_a_certificate_that_is_not_enrolled_is_refused(enrolled: Settings) -> None:
+    """The authority's signature alone opens nothing."""
+    stranger = make_certificate(enrolled, "target", "stranger")
+    with pytest.raises(nats.errors.Error):
+        asyncio.run(_connected(enrolled, stranger, _nothing))
+    for path in (stranger.cert, stranger.key):
+        path.unlink()
+    stranger.cert.parent.rmdir()
+
+
+def test_a_certificate_of_another_authority_is_refused(
+    enrolled: Settings, free_settings: Callable[..., Settings]
+) -> None:
+    """Even with the very same name."""
+    other = free_settings()
+    make_secrets(other)
+    make_authority(other)
+    forged = make_certificate(other, "target", "gate-1")
+    with pytest.raises((nats.errors.Error, OSError)):
+        asyncio.run(
+            _connected(enrolled, Certificate(forged.cert, forged.key, enrolled.certificate("target", "x").ca), _nothing)
+        )
+
+
+def test_a_client_without_a_certificate_is_refused(enrolled: Settings) -> None:
+    """TLS is mutual."""
+    context = ssl.create_default_context(cafile=str(enrolled.certificate("target", "gate-1").ca))
+    with pytest.raises((nats.errors.Error, OSError)):
+        asyncio.run(_with_context(enrolled, context, "x", _nothing))
+
+
+def test_enrolling_again_changes_nothing(enrolled: Settings) -> None:
+    """Keys, certificates and users stay as they are."""
+    before = _contents(enrolled)
+    enrol_devices(enrolled, ["R80711"])
+    enrol_targets(enrolled, ["gate-1", "gate-2"])
+    assert _contents(enrolled) == before
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a>", "*", "a b", "../x", "ü", "a" * 64])
+def test_a_name_that_could_widen_a_right_is_refused(enrolled: Settings, name: str) -> None:
+    """A name is one token of a subject, and of a path."""
+    with pytest.raises(ServiceError, match="expected letters, digits"):
+        enrol_devices(enrolled, [name])
+
+
+def test_a_payload_of_two_megabytes_is_taken(enrolled: Settings) -> None:
+    """A device that were refused would repeat it for ever; what is wrong with it is acquisition's to say."""
+    before = _readings(enrolled, "R80711")
+    _publish(enrolled, "R80711", "devices/R80711/readings", bytes(2 * 10**6))
+    assert _readings(enrolled, "R80711") == before + 1
+
+
+async def _refused(agent: Client) -> None:
+    """Wait for the broker's refusal, which may come after its answer to a flush."""
+    await agent.flush()
+    async with asyncio.timeout(WAIT_S):
+        while agent.last_error is None:
+            await asyncio.sleep(0.01)
+
+
+async def _nothing(_: Client) -> None:
+    return
+
+
+async def _connected(settings: Settings, certificate: Certificate, act: Callable[[Client], object]) -> list[Exception]:
+    """Connect with a certificate, act, and return the errors that the broker sent."""
+    context = ssl.create_default_context(cafile=str(certificate.ca))
+    context.load_cert_chain(certificate.cert, certificate.key)
+    return await _with_context(settings, context, certificate.cert.parent.name, act)
+
+
+async def _with_context(
+    settings: Settings, context: ssl.SSLContext, name: str, act: Callable[[Client], object]
+) -> list[Exception]:
+    errors: list[Exception] = []
+
+    async def keep(error: Exception) -> None:
+        if isinstance(error, nats.errors.Error):  # TLS complains about every close
+            errors.append(error)
+
+    agent = await client.connect(
+        settings.nats_endpoint,
+        tls=context,
+        inbox_prefix=f"_INBOX.{name}".encode(),
+        allow_reconnect=False,
+        max_reconnect_attempts=0,
+        connect_timeout=5,
+        error_cb=keep,
+    )
+    try:
+        await act(agent)  # type: ignore[misc]
+        await agent.flush()
+    finally:
+        await agent.close()
+    return errors
+
+
+def _device(settings: Settings, certificate: Certificate) -> mqtt.Client:
+    device = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=f"test-{certificate.cert.parent.name}")
+    device.tls_set(str(certificate.ca), str(certificate.cert), str(certificate.key))
+    device.connect(settings.host, settings.mqtt_port)
+    device.loop_start()
+    return device
+
+
+def _publish(settings: Settings, name: str, topic: str, payload: bytes) -> None:
+    device = _device(settings, settings.certificate("device", name))
+    device.publish(topic, payload, qos=1).wait_for_publish(WAIT_S)
+    device.disconnect()
+    device.loop_stop()
+
+
+def _readings(settings: Settings, device: str) -> int:
+    return asyncio.run(_count(settings, f"devices.{device}.readings"))
+
+
+def _total(settings: Settings) -> int:
+    return asyncio.run(_count(settings, ">"))
+
+
+async def _count(settings: Settings, subject: str) -> int:
+    async with broker.platform(settings) as (_, streams):
+        infos = [await streams.stream_info(name, subjects_filter=subject) for name in ("readings", "predictions")]
+    return sum(sum((info.state.subjects or {}).values()) for info in infos)
+
+
+def _contents(settings: Settings) -> dict[Path, bytes]:
+    paths = [users_file(settings), *(settings.data_dir / "pki").rglob("*.pem")]
+    return {path: path.read_bytes() for path in paths}
