@@ -1,0 +1,61 @@
+"""What of a window is taken for missing: values out of range and runs of equal values, inside the graph."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import spox.opset.ai.onnx.v17 as op
+from numpy.typing import NDArray
+from spox import Var
+
+from fieldloop.domain.recipe import InputChannel
+
+_TIME = 2  # axis of time in [N, C, T]
+_END = np.iinfo(np.int64).max  # for ONNX's Slice the end of an axis, whatever its length
+
+
+def mask(window: Var, channels: Sequence[InputChannel]) -> Var:
+    """Return the window with NaN for what is out of range or frozen.
+
+    Args:
+        window: [N, C, T] float32.
+        channels: [C] ranges (inclusive, compared in float32) and lengths of frozen runs.
+
+    Returns:
+        [N, C, T] float32.
+    """
+    lowest = _per_channel([channel.valid[0] for channel in channels])
+    highest = _per_channel([channel.valid[1] for channel in channels])
+    good = op.and_(op.greater_or_equal(window, lowest), op.less_or_equal(window, highest))
+    runs = sorted({channel.frozen_steps for channel in channels if channel.frozen_steps})
+    differs = _differs(window)
+    for steps in runs:
+        concerned = np.array([channel.frozen_steps == steps for channel in channels])
+        good = op.and_(good, _moving(differs, steps, concerned))
+    return op.where(good, window, op.const(np.float32(np.nan)))
+
+
+def _per_channel(values: Sequence[float]) -> Var:
+    """One value a channel as [C, 1], to stand beside [N, C, T]."""
+    return op.const(np.array(values, dtype=np.float32)[:, None])
+
+
+def _differs(window: Var) -> Var:
+    """[N, C, T-1] float32, 1 where a step differs from the next one, else 0."""
+    equal = op.equal(_steps(window, 0, -1), _steps(window, 1, _END))
+    return op.where(equal, op.const(np.float32(0)), op.const(np.float32(1)))
+
+
+def _moving(differs: Var, steps: int, concerned: NDArray[np.bool_]) -> Var:
+    """[N, C, T] bool, false in runs of at least `steps` equal values of the channels concerned.
+
+    A frozen run begins where the largest of `steps - 1` differences is 0, and covers the next `steps` values: two
+    sliding maxima.
+    """
+    broken, _ = op.max_pool(differs, kernel_shape=[steps - 1])
+    moving, _ = op.max_pool(op.neg(broken), kernel_shape=[steps], pads=[steps - 1, steps - 1])
+    free = op.less(moving, op.const(np.float32(0)))
+    return free if concerned.all() else op.or_(free, op.const(~concerned[:, None]))
+
+
+def _steps(window: Var, start: int, stop: int) -> Var:
+    return op.slice(window, *(op.const(np.array([bound], dtype=np.int64)) for bound in (start, stop, _TIME)))

@@ -1,0 +1,106 @@
+"""Parity: the proof that the graph which goes to the edge predicts what the trained model predicts.
+
+Compared on the same held-out windows are
+
+- native: the trained model as its own library runs it, on features from the feature graph run in batch;
+- batch: the merged graph in onnxruntime, on raw windows, many at once;
+- alone: the merged graph on raw windows one at a time, as a gateway runs it.
+"""
+
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldloop.domain.errors import ParityError
+
+COMPARED: Final = "merged graph on raw windows, in batch and one at a time, against the native model on the features"
+
+
+class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the comparison gave.
+
+    Attributes:
+        rows: held-out windows compared in batch.
+        rows_with_gaps: those of them in which some feature is missing.
+        rows_alone: those also run one at a time.
+        rows_alone_exact: those that then gave the very bits of the batch.
+        max_abs_diff: largest absolute difference between native and graph, batch or alone, unit of the target; None
+            where one predicts NaN and the other does not.
+        label_flips: rows whose class differs; 0 for regression.
+        limit: largest difference that the recipe allows.
+        passed: within the limit.
+        runtime: versions that computed it, by package.
+        compared: what was compared, in words.
+    """
+
+    rows: int
+    rows_with_gaps: int
+    rows_alone: int
+    rows_alone_exact: int
+    max_abs_diff: float | None
+    label_flips: int
+    limit: float
+    passed: bool
+    runtime: dict[str, str]
+    compared: str = COMPARED
+
+
+def certify(
+    native: NDArray[np.float32],
+    batch: NDArray[np.float32],
+    rows_alone: NDArray[np.int64],
+    alone: NDArray[np.float32],
+    rows_with_gaps: int,
+    limit: float,
+    runtime: dict[str, str],
+) -> Certificate:
+    """Compare predictions on the same windows.
+
+    Args:
+        native: [N] float32.
+        batch: [N] float32.
+        rows_alone: [K] int64, which of the N were also run one at a time.
+        alone: [K] float32, what they then gave.
+        rows_with_gaps: of the N windows, those with a missing feature.
+        limit: largest difference allowed, unit of the target.
+        runtime: versions that computed them, by package.
+    """
+    differences = [_largest_difference(native, batch), _largest_difference(native[rows_alone], alone)]
+    known = [difference for difference in differences if difference is not None]
+    largest = max(known) if len(known) == len(differences) else None
+    exact = int(np.count_nonzero(batch[rows_alone].view(np.uint32) == alone.view(np.uint32)))
+    passed = largest is not None and largest <= limit and len(native) > 0
+    return Certificate(
+        len(native), rows_with_gaps, len(alone), exact, largest, 0, limit, passed, dict(sorted(runtime.items()))
+    )
+
+
+def require(certificate: Certificate) -> None:
+    """Refuse a graph that differs from its model by more than the recipe allows.
+
+    Raises:
+        ParityError: if the certificate did not pass.
+    """
+    if certificate.passed:
+        return
+    if not certificate.rows:
+        raise ParityError("parity: expected held-out windows to compare on, got none: check the recipe's split")
+    got = "NaN on one side only" if certificate.max_abs_diff is None else f"{certificate.max_abs_diff:g}"
+    raise ParityError(
+        f"parity: expected graph and native model to differ by at most {certificate.limit:g} on {certificate.rows} "
+        f"held-out windows, got {got}: nothing is registered; train again, or raise the recipe's parity.limit if "
+        "that difference does no harm"
+    )
+
+
+def _largest_difference(first: NDArray[np.float32], second: NDArray[np.float32]) -> float | None:
+    """The largest absolute difference, 0 for no rows; None where only one is NaN. Two NaNs agree."""
+    if len(first) != len(second):
+        raise ParityError(f"parity: expected as many predictions from both, got {len(first)} and {len(second)}")
+    absent = np.isnan(first)
+    if (absent != np.isnan(second)).any():
+        return None
+    distance = np.abs(first.astype(np.float64) - second.astype(np.float64))[~absent]
+    return float(distance.max(initial=0.0))

@@ -1,0 +1,34 @@
+"""Register: a trained run becomes a version if its graph is proved, and the champion if it is better."""
+
+from typing import Annotated
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
+from pydantic import Field
+
+from fieldloop.domain.recipe import Name
+from tasks.register import RegisterResult, challenge_champion, describe, prove_parity, register_version
+
+
+@flow(name="register", timeout_seconds=7200, validate_parameters=True)
+def register(
+    recipe: Name = "turbine-power",
+    run_id: Annotated[str | None, Field(pattern=r"^[0-9a-f]{32}$")] = None,
+) -> RegisterResult:
+    """Prove parity, register the version as challenger, and promote it if it beats the champion.
+
+    Args:
+        recipe: Name of a recipe, a file of `recipes/` without its ending.
+        run_id: MLflow run of a candidate; the best of the newest training where empty.
+    """
+    proved = prove_parity(recipe, run_id)
+    version = register_version(proved)
+    result = challenge_champion(proved, version)
+    create_markdown_artifact(describe(result), key="register", description="Parity, and champion against challenger")
+    emit_event(
+        event="fieldloop.model.registered",
+        resource={"prefect.resource.id": f"fieldloop.model.{result.model}"},
+        payload={"version": result.version, "alias": result.verdict.alias, "promoted": result.verdict.promoted},
+    )
+    return result

@@ -1,0 +1,238 @@
+"""The windows that a recipe learns from and is judged by: an index into the grid, cut in chunks when needed.
+
+The index is checked against the recipe's split before anything trains, so a window that reaches into the held-out time
+cannot be learnt from, whatever the stored table says.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
+
+import numpy as np
+import onnxruntime
+import polars as pl
+from numpy.typing import NDArray
+
+from fieldloop.domain.errors import TrainingError
+from fieldloop.domain.grid import DeviceGrid
+from fieldloop.domain.recipe import Recipe
+from fieldloop.stores.lake import Lake
+
+THREADS: Final = 2  # fixed, so that results do not depend on the machine
+_CUT_WINDOWS: Final = 32_768  # windows in memory at once
+_RUN_WINDOWS: Final = 2_048  # windows a call of a graph
+
+SplitName = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The table versions that examples come from."""
+
+    grid: int
+    windows: int
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Windows of several devices, by reference.
+
+    Attributes:
+        recipe: what a window is.
+        devices: [D] names.
+        grids: [D] their grids, input channels only.
+        device: [N] int32, into `devices`, never decreasing.
+        row: [N] int64, row of the device's grid at which the window ends, increasing within a device.
+        end_us: [N] int64, UTC microseconds at which the last step begins.
+        target: [N] float32, NaN where unknown.
+        split: [N] "train", "test" or "" (embargo and later).
+    """
+
+    recipe: Recipe
+    devices: tuple[str, ...]
+    grids: tuple[DeviceGrid, ...]
+    device: NDArray[np.int32]
+    row: NDArray[np.int64]
+    end_us: NDArray[np.int64]
+    target: NDArray[np.float32]
+    split: NDArray[np.str_]
+
+    def chosen(self, split: SplitName) -> NDArray[np.int64]:
+        """Return the examples of one side of the split whose target is known."""
+        return np.flatnonzero((self.split == split) & ~np.isnan(self.target))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many windows train, test, lie in the embargo or after it, or have no target."""
+        unknown = np.isnan(self.target)
+        return {
+            "train": len(self.chosen("train")),
+            "test": len(self.chosen("test")),
+            "embargo": int(np.count_nonzero((self.split == "") & ~unknown)),
+            "no_target": int(np.count_nonzero(unknown)),
+        }
+
+    def windows(self, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        """Cut the chosen windows ([K] increasing) and yield them in chunks, float32 [n, C, T]."""
+        for start in range(0, len(chosen), _CUT_WINDOWS):
+            part = chosen[start : start + _CUT_WINDOWS]
+            borders = np.flatnonzero(np.diff(self.device[part])) + 1
+            yield np.concatenate([self._of_one_device(rows) for rows in np.split(part, borders)])
+
+    def _of_one_device(self, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        grid = self.grids[int(self.device[chosen[0]])]
+        return grid.windows(self.recipe.window.length, self.row[chosen])
+
+
+def read(lake: Lake, recipe: Recipe, versions: Versions) -> Examples:
+    """Read grid and index at the given versions.
+
+    Raises:
+        StoreError: there is no such table or version.
+        TrainingError: grid and index do not belong together, or the index does not keep to the recipe's split.
+    """
+    grid = lake.scan(f"grid/{recipe.name}", versions.grid).collect()
+    index = lake.scan(f"windows/{recipe.name}", versions.windows).collect()
+    return examples(recipe, grid, index)
+
+
+def examples(recipe: Recipe, grid: pl.DataFrame, index: pl.DataFrame) -> Examples:
+    """Join the index to the grid, and check both.
+
+    Args:
+        recipe: what a window is and how time is split.
+        grid: device, step_time, a column a channel.
+        index: device, end_time, target, split.
+
+    Raises:
+        TrainingError: as `read`.
+    """
+    index = index.sort("device", "end_time")
+    missing = [metric for metric in recipe.inputs if metric not in grid.columns]
+    if missing:
+        raise TrainingError(
+            f"grid/{recipe.name}: expected columns {', '.join(missing)}, got {', '.join(grid.columns)}; "
+            "preprocess again"
+        )
+    devices = tuple(index["device"].unique(maintain_order=True))
+    of_device = dict(grid.sort("device", "step_time").partition_by("device", as_dict=True))
+    grids = tuple(_device_grid(recipe, name, of_device.get((name,))) for name in devices)
+    codes = index["device"].replace_strict(devices, range(len(devices)), return_dtype=pl.Int32).to_numpy()
+    end_us = index["end_time"].to_physical().to_numpy()
+    found = Examples(
+        recipe,
+        devices,
+        grids,
+        codes,
+        _rows(recipe, devices, grids, codes, end_us),
+        end_us,
+        index["target"].cast(pl.Float32).fill_null(float("nan")).to_numpy(),
+        index["split"].fill_null("").to_numpy().astype(np.str_),
+    )
+    _keep_to_split(found)
+    return found
+
+
+def apply(graph: bytes, found: Examples, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Run a graph over chosen windows in batch, chunks of them side by side, with the bits of a window alone.
+
+    Args:
+        graph: ONNX, one input `window` float32 [N, C, T], first output float32 [N, F].
+        found: the examples.
+        chosen: [K] int64, increasing.
+
+    Returns:
+        [K, F] float32.
+    """
+    session = session_of(graph)
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = [
+            part
+            for cut in found.windows(chosen)
+            for part in pool.map(partial(_run, session), np.split(cut, range(_RUN_WINDOWS, len(cut), _RUN_WINDOWS)))
+        ]
+    width = session.get_outputs()[0].shape[1]
+    return np.concatenate(parts) if parts else np.zeros((0, width), dtype=np.float32)
+
+
+def session_of(graph: bytes) -> onnxruntime.InferenceSession:
+    """Return a session on one thread: several threads add up an ensemble's trees in another order than one."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: onnxruntime.InferenceSession, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+    answer: NDArray[np.float32] = session.run(None, {"window": windows})[0]
+    return answer
+
+
+def spread_out(features: NDArray[np.float32], number: int) -> NDArray[np.int64]:
+    """Choose rows evenly over all, a quarter of them from those with a missing feature as far as there are any.
+
+    Args:
+        features: [K, F] float32.
+        number: how many at most.
+
+    Returns:
+        [n] int64, increasing, n ≤ number.
+    """
+    gaps = np.flatnonzero(np.isnan(features).any(axis=1))
+    some = _evenly(gaps, number // 4)
+    rest = np.setdiff1d(np.arange(len(features)), some)
+    return np.sort(np.append(some, _evenly(rest, number - len(some))))
+
+
+def _evenly(rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    if len(rows) <= number:
+        return rows
+    return rows[np.arange(number) * len(rows) // number]
+
+
+def _device_grid(recipe: Recipe, device: str, rows: pl.DataFrame | None) -> DeviceGrid:
+    if rows is None:
+        raise TrainingError(
+            f"windows/{recipe.name}: device {device} is not in grid/{recipe.name}; "
+            "give versions that were made together, or preprocess again"
+        )
+    columns = [rows[metric].cast(pl.Float32).fill_null(float("nan")).to_numpy() for metric in recipe.inputs]
+    return DeviceGrid(rows["step_time"].to_physical().to_numpy() // recipe.step_us, np.stack(columns))
+
+
+def _rows(
+    recipe: Recipe,
+    devices: tuple[str, ...],
+    grids: tuple[DeviceGrid, ...],
+    codes: NDArray[np.int32],
+    end_us: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Row of its device's grid for each window's last step."""
+    rows = np.zeros(len(codes), dtype=np.int64)
+    steps = end_us // recipe.step_us
+    for code, grid in enumerate(grids):
+        of_device = codes == code
+        rows[of_device] = np.searchsorted(grid.steps, steps[of_device])
+        known = np.append(grid.steps, np.iinfo(np.int64).max)[rows[of_device]] == steps[of_device]
+        if not known.all():
+            raise TrainingError(
+                f"windows/{recipe.name}: {np.count_nonzero(~known)} windows of device {devices[code]} end at steps "
+                f"that grid/{recipe.name} does not have; give versions that were made together, or preprocess again"
+            )
+    return rows
+
+
+def _keep_to_split(found: Examples) -> None:
+    """Refuse an index in which a window stands on a side of the split where it does not belong."""
+    allowed = found.recipe.splits(found.end_us)
+    wrong = np.flatnonzero((found.split != "") & (found.split != allowed))
+    if not len(wrong):
+        return
+    worst = wrong[np.argmax(found.end_us[wrong])]
+    end = np.datetime64(int(found.end_us[worst]), "us")
+    raise TrainingError(
+        f"windows/{found.recipe.name}: {len(wrong)} windows are on the wrong side of the split, for instance device "
+        f"{found.devices[found.device[worst]]} at {end}Z: expected '{allowed[worst]}', got '{found.split[worst]}' "
+        f"(train until {found.recipe.split.train_until}, embargo of the window's length, test until "
+        f"{found.recipe.split.test_until}); preprocess again"
+    )

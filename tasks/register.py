@@ -1,0 +1,295 @@
+"""Register: prove parity, register the version, and let it win the champion's place on the same held-out windows.
+
+    pick the run → certify parity → register as challenger → compare with the champion → promote or leave it
+
+A challenger that does not win keeps the alias `challenger` until another takes it; one that wins is `champion` alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from prefect import task
+
+from fieldloop.domain.errors import TrainingError
+from fieldloop.domain.graph import feature_graph
+from fieldloop.domain.metrics import better, regression
+from fieldloop.domain.parity import Certificate, certify, require
+from fieldloop.domain.recipe import Metric, Recipe, load_recipe
+from fieldloop.stores import registry
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.registry import ModelVersion
+from fieldloop.stores.settings import Settings
+from tasks.candidates import SKOPS_FILE, XGBOOST_FILE, Model, restore
+from tasks.examples import Examples, Versions, apply, read, session_of, spread_out
+from tasks.train import ALGORITHM, BEST_RUN, GRID_VERSION, NATIVE, WINDOWS_VERSION, runtime
+
+PARITY: Final = "release/parity.json"
+ROWS_ALONE: Final = 1_000  # windows that are also run one at a time
+_WINDOW: Final = "release/window.json"
+
+
+@dataclass(frozen=True)
+class Proved:
+    """A run whose graph has passed the recipe's parity limit.
+
+    Attributes:
+        recipe: name of the recipe.
+        run_id: the MLflow run.
+        certificate: as logged under `release/parity.json`.
+    """
+
+    recipe: str
+    run_id: str
+    certificate: Certificate
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The comparison of a version with the champion on the same held-out windows.
+
+    Attributes:
+        promoted: whether the version became champion just now.
+        alias: alias that it has now: champion or challenger.
+        reason: in words.
+        metrics: of the version.
+        champion: number of the champion that it was compared with; None where there was none.
+        champion_metrics: of that champion; None where there was none, or it reads other windows.
+    """
+
+    promoted: bool
+    alias: str
+    reason: str
+    metrics: dict[Metric, float]
+    champion: int | None
+    champion_metrics: dict[Metric, float] | None
+
+
+@dataclass(frozen=True)
+class RegisterResult:
+    """What a registration gave.
+
+    Attributes:
+        model: registered model, the recipe's name.
+        version: its number.
+        run_id: the MLflow run behind it.
+        algorithm: its name in the recipe.
+        url: page of the version.
+        parity: the certificate.
+        verdict: champion or challenger, and why.
+    """
+
+    model: str
+    version: int
+    run_id: str
+    algorithm: str
+    url: str
+    parity: Certificate
+    verdict: Verdict
+
+
+@task(name="prove parity", retries=1, retry_delay_seconds=10, timeout_seconds=1800, tags=["mlflow", "lake", "compute"])
+def prove_parity(recipe: str, run_id: str | None) -> Proved:
+    """Compare graph and native model on held-out windows."""
+    settings = Settings()
+    return prove(settings, recipe, run_id or newest_best_run(settings, recipe))
+
+
+@task(name="register version", retries=2, retry_delay_seconds=5, timeout_seconds=300, tags=["mlflow"])
+def register_version(proved: Proved) -> int:
+    """Register the run's graph; a run that is registered already keeps its version."""
+    return enter(Settings(), proved).version
+
+
+@task(name="challenge champion", retries=1, retry_delay_seconds=10, timeout_seconds=1800, tags=["mlflow", "lake"])
+def challenge_champion(proved: Proved, version: int) -> RegisterResult:
+    """Promote the version if it is better than the champion."""
+    return challenge(Settings(), proved, version)
+
+
+def newest_best_run(settings: Settings, recipe: str) -> str:
+    """Return the best candidate's run of the newest finished training.
+
+    Raises:
+        TrainingError: the recipe was never trained.
+    """
+    mlflow = registry.client(settings)
+    experiment = mlflow.get_experiment_by_name(recipe)
+    if experiment is not None:
+        found = mlflow.search_runs(
+            [experiment.experiment_id],
+            f"tags.`{BEST_RUN}` != '' and attributes.status = 'FINISHED'",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+        if found:
+            return str(found[0].data.tags[BEST_RUN])
+    raise TrainingError(f"recipe {recipe}: no finished training in MLflow; run the flow `train` first")
+
+
+def prove(settings: Settings, recipe_name: str, run_id: str) -> Proved:
+    """Compare a run's graph with its native model on held-out windows, and log the certificate.
+
+    Raises:
+        ParityError: they differ by more than the recipe's limit; the certificate is logged all the same.
+        StoreError: the run does not have what a candidate's run has.
+    """
+    recipe = load_recipe(settings.root, recipe_name)
+    tags = _tags(settings, run_id)
+    certificate = _compare(settings, recipe, run_id, _examples(settings, recipe, tags))
+    registry.client(settings).log_text(run_id, msgspec.json.encode(certificate).decode(), PARITY)
+    require(certificate)
+    return Proved(recipe_name, run_id, certificate)
+
+
+def enter(settings: Settings, proved: Proved) -> ModelVersion:
+    """Register the proved run; what is new enters as challenger."""
+    tags = {key: value for key, value in _tags(settings, proved.run_id).items() if not key.startswith("mlflow.")}
+    figures = {
+        "parity.max_abs_diff": f"{proved.certificate.max_abs_diff:g}",
+        "parity.rows": str(proved.certificate.rows),
+    }
+    entered = registry.register(settings, proved.recipe, proved.run_id, {**tags, **figures})
+    if "champion" not in entered.aliases:
+        registry.point(settings, "challenger", entered)
+    return entered
+
+
+def challenge(settings: Settings, proved: Proved, number: int) -> RegisterResult:
+    """Compare the version with the champion on its held-out windows, promote it if better, and describe it."""
+    version = registry.version(settings, proved.recipe, number)
+    verdict = judge(settings, version)
+    if verdict.promoted:
+        registry.point(settings, "champion", version)
+        registry.remove(settings, "challenger", version.name)
+    url = registry.version_url(settings, version)
+    algorithm = version.tags[ALGORITHM]
+    result = RegisterResult(version.name, version.version, proved.run_id, algorithm, url, proved.certificate, verdict)
+    registry.describe(settings, version, model_card(settings, result))
+    return result
+
+
+def judge(settings: Settings, version: ModelVersion) -> Verdict:
+    """Compare a version with the champion, on the held-out windows of the version's own table versions."""
+    recipe = load_recipe(settings.root, version.name)
+    found = _examples(settings, recipe, version.tags)
+    metrics = _held_out_metrics(settings, version, found)
+    champion = registry.find(settings, version.name, "champion")
+    if champion is None:
+        return Verdict(True, "champion", "the first version", metrics, None, None)
+    if champion.version == version.version:
+        return Verdict(False, "champion", "is the champion already", metrics, champion.version, metrics)
+    if registry.artifact(settings, champion, _WINDOW) != registry.artifact(settings, version, _WINDOW):
+        reason = f"champion {champion.version} reads other windows; move the alias by hand if this one is to replace it"
+        return Verdict(False, "challenger", reason, metrics, champion.version, None)
+    theirs = _held_out_metrics(settings, champion, found)
+    rule = recipe.promotion
+    won = better(metrics[rule.metric], theirs[rule.metric], rule)
+    reason = (
+        f"{rule.metric} {metrics[rule.metric]:.4g} against {theirs[rule.metric]:.4g} of champion {champion.version} on "
+        f"the same {len(found.chosen('test')):,} windows, {'' if won else 'not '}better by more than {rule.margin:.1%}"
+    )
+    return Verdict(won, "champion" if won else "challenger", reason, metrics, champion.version, theirs)
+
+
+def model_card(settings: Settings, result: RegisterResult) -> str:
+    """Return a version's description, Markdown."""
+    recipe = load_recipe(settings.root, result.model)
+    figures, parity = result.verdict.metrics, result.parity
+    return "\n".join(
+        (
+            f"{recipe.description}",
+            "",
+            f"- **predicts** `{recipe.target.metric}` from the last {recipe.window.length} steps of "
+            f"{recipe.grid.step_s} s of {', '.join(f'`{metric}`' for metric in recipe.inputs)}",
+            f"- **algorithm** {result.algorithm}, trained on windows before {recipe.split.train_until:%Y-%m-%d}",
+            f"- **held out** until {recipe.split.test_until:%Y-%m-%d}: R² {figures['r2']:.4f}, "
+            f"MAE {figures['mae']:.2f}, RMSE {figures['rmse']:.2f}",
+            f"- **parity** graph against native model: largest difference {parity.max_abs_diff:g} on {parity.rows:,} "
+            f"windows ({parity.rows_with_gaps:,} with gaps), limit {parity.limit:g}",
+            f"- **when registered** {result.verdict.alias}: {result.verdict.reason}",
+        )
+    )
+
+
+def describe(result: RegisterResult) -> str:
+    """Return the registration as Markdown for a person."""
+    parity, verdict = result.parity, result.verdict
+    theirs = verdict.champion_metrics or {}
+    rows = [
+        f"| {name} | {value:.4f} | {f'{theirs[name]:.4f}' if name in theirs else '–'} |"
+        for name, value in verdict.metrics.items()
+    ]
+    return "\n".join(
+        (
+            f"[{result.model} version {result.version}]({result.url}) ({result.algorithm}) is **{verdict.alias}**: "
+            f"{verdict.reason}.",
+            "",
+            f"| held-out windows | version {result.version} | "
+            f"{'no champion before' if verdict.champion is None else f'champion {verdict.champion}'} |",
+            "|---|---|---|",
+            *rows,
+            "",
+            f"Parity: graph and native model differ by at most {parity.max_abs_diff:g} (limit {parity.limit:g}) on "
+            f"{parity.rows:,} held-out windows, {parity.rows_with_gaps:,} of them with gaps; of {parity.rows_alone:,} "
+            f"run one at a time {parity.rows_alone_exact:,} gave the same bits as in batch.",
+        )
+    )
+
+
+def _compare(settings: Settings, recipe: Recipe, run_id: str, found: Examples) -> Certificate:
+    """Run graph and native model over held-out windows."""
+    half = feature_graph(recipe)[0].SerializeToString()
+    test = found.chosen("test")
+    features = apply(half, found, test)
+    rows = spread_out(features, recipe.parity.rows)
+    chosen, features = test[rows], features[rows]
+    graph = registry.run_graph(settings, run_id)
+    native = np.ravel(_native(settings, run_id).predict(features)).astype(np.float32)
+    gaps = int(np.count_nonzero(np.isnan(features).any(axis=1)))
+    batch = np.ascontiguousarray(apply(graph, found, chosen)[:, 0])
+    some = np.arange(0, len(chosen), max(1, len(chosen) // ROWS_ALONE))
+    alone = _alone(graph, found, chosen[some])
+    return certify(native, batch, some, alone, gaps, recipe.parity.limit, runtime())
+
+
+def _alone(graph: bytes, found: Examples, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Predictions for windows one at a time on one thread, as a gateway runs them."""
+    session = session_of(graph)
+    answers = [session.run(None, {"window": window[None]})[0] for cut in found.windows(chosen) for window in cut]
+    return np.concatenate([np.zeros((0, 1), dtype=np.float32), *answers])[:, 0]
+
+
+def _native(settings: Settings, run_id: str) -> Model:
+    """The model in its own library's format."""
+    file_name = XGBOOST_FILE if _tags(settings, run_id)[ALGORITHM] == "xgboost" else SKOPS_FILE
+    return restore(file_name, registry.run_artifact(settings, run_id, f"{NATIVE}/{file_name}"))
+
+
+def _held_out_metrics(settings: Settings, version: ModelVersion, found: Examples) -> dict[Metric, float]:
+    """Metrics of a version's graph on the held-out windows."""
+    test = found.chosen("test")
+    return regression(found.target[test], apply(registry.graph(settings, version), found, test)[:, 0])
+
+
+def _examples(settings: Settings, recipe: Recipe, tags: Mapping[str, str]) -> Examples:
+    """The examples of the table versions that a run was trained from."""
+    versions = Versions(int(tags[GRID_VERSION]), int(tags[WINDOWS_VERSION]))
+    return read(Lake(settings), recipe, versions)
+
+
+def _tags(settings: Settings, run_id: str) -> dict[str, str]:
+    """The tags of a candidate's run.
+
+    Raises:
+        TrainingError: it is not one.
+    """
+    tags = registry.run_tags(settings, run_id)
+    if ALGORITHM not in tags:
+        raise TrainingError(
+            f"MLflow run {run_id}: expected the run of a candidate, got another; give a child of a training"
+        )
+    return tags

@@ -1,0 +1,138 @@
+"""Recipes: what they refuse, and what follows from them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fieldloop.domain.document import load
+from fieldloop.domain.errors import DocumentError
+from fieldloop.domain.metrics import better, regression
+from fieldloop.domain.profile import Channel, Clock, Profile
+from fieldloop.domain.recipe import Promotion, Recipe, load_recipe, recipe_names, to_us
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "recipes" / "turbine-power.yaml").read_text()
+HOUR_US = 3_600_000_000
+
+
+def refusal(old: str, new: str) -> str:
+    """The error of the wind-farm recipe with something replaced."""
+    assert old in TEXT
+    with pytest.raises(DocumentError) as caught:
+        load(Recipe, TEXT.replace(old, new, 1), "r.yaml")
+    return str(caught.value)
+
+
+def line_of(text: str) -> int:
+    """Line of the recipe that holds a text."""
+    return next(number for number, line in enumerate(TEXT.splitlines(), 1) if text in line)
+
+
+def profile(*metrics: str) -> Profile:
+    """A profile with the given metrics."""
+    channels = tuple(Channel(metric, metric, "", 1, 0, -1e9, 1e9, "mean") for metric in metrics)
+    return Profile("p", "json", None, Clock("t", "iso"), 600_000_000, 0, channels)
+
+
+def test_wind_farm() -> None:
+    """The recipe that comes with the platform can be read, and `recipe_names` knows it."""
+    recipe = load_recipe(ROOT, "turbine-power")
+    assert recipe.target.metric == "active_power"
+    assert "turbine-power" in recipe_names(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "expected"),
+    [
+        ("channels:", "chanels:", "channels:", "unknown key `chanels`; did you mean `channels`?"),
+        ("frozen_steps: 3", "frozen_step: 3", "wind_speed", "unknown key `frozen_step` in `channels.0`; did you mean"),
+        ("[level, spread, trend]", "[level, spraed]", "features:", "input should be 'level', 'spread' or 'trend'"),
+        ("metric: wind_direction", "metric: wind_speed", "channels:", "given twice: `wind_speed`"),
+        ("metric: active_power", "metric: wind_speed", "target:", "a model must not read what it predicts"),
+        ("test_until: 2016", "test_until: 2014", "test_until", "expected a time after train_until"),
+        ("[0, 40]", "[40, 0]", "wind_speed", "expected [lowest, highest], got [40.0, 0.0]"),
+        ("length: 6", "length: 2", "window:", "frozen_steps 3 of `wind_speed` never fit into a window of 2"),
+        ("trees: 200", "tress: 200", "xgboost", "unknown key `tress` in `candidates.0.xgboost`; did you mean `trees`?"),
+        ("algorithm: ridge", "algorithm: rigde", "ridge", "rigde"),
+        ("step_s: 600", "step_s: 0", "step_s", "greater than or equal to 1"),
+        ("2015-01-01T00:00:00Z", "2015-01-01T00:00:00", "train_until:", "timezone"),
+    ],
+)
+def test_mistakes_name_line_and_remedy(old: str, new: str, at: str, expected: str) -> None:
+    """Each mistake is reported at its line, in words."""
+    errors = refusal(old, new).splitlines()
+    assert any(error.startswith(f"r.yaml:{line_of(at)}: ") and expected in error for error in errors), errors
+
+
+def test_unknown_recipe() -> None:
+    """A name without a file lists the names that have one; a path is no name."""
+    for name in ("turbine", "../recipes/turbine-power"):
+        with pytest.raises(DocumentError, match=r"expected one of .*turbine-power"):
+            load_recipe(ROOT, name)
+
+
+def test_name_must_be_the_file_s(tmp_path: Path) -> None:
+    """A copied recipe that kept its name is refused."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "other.yaml").write_text(TEXT)
+    with pytest.raises(DocumentError, match="name is `turbine-power`; expected the file's, `other`"):
+        load_recipe(tmp_path, "other")
+
+
+def test_digest_is_of_the_content() -> None:
+    """Comments and layout leave the digest alone, a figure does not."""
+    recipe = load(Recipe, TEXT, "r.yaml")
+    assert load(Recipe, TEXT + "\n# a comment\n", "r.yaml").digest == recipe.digest
+    assert load(Recipe, TEXT.replace("trees: 200", "trees: 201"), "r.yaml").digest != recipe.digest
+
+
+def test_window_spec_takes_rules_from_the_profile() -> None:
+    """The windows' rows are the recipe's channels, in its order."""
+    recipe = load(Recipe, TEXT, "r.yaml")
+    spec = recipe.window_spec(profile("active_power", *reversed(recipe.inputs)))
+    assert spec.channels == recipe.inputs
+    assert spec.rules == ("mean",) * 6
+    assert (spec.step_us, spec.length, spec.grace_us) == (600_000_000, 6, 0)
+
+
+def test_profile_without_a_channel() -> None:
+    """A channel that the profile lacks is named, next to those that it has."""
+    recipe = load(Recipe, TEXT, "r.yaml")
+    with pytest.raises(DocumentError, match="profile `p` has no metric `wind_direction`; expected one of wind_speed"):
+        recipe.window_spec(profile("wind_speed"))
+    with pytest.raises(DocumentError, match="no metric `active_power`"):
+        recipe.window_spec(profile(*recipe.inputs))
+
+
+def test_splits_leave_an_embargo() -> None:
+    """No test window begins before the split, no training window ends after it, and those in between serve neither."""
+    recipe = load(Recipe, TEXT, "r.yaml")
+    until_us = to_us(recipe.split.train_until)
+    end_us = until_us + np.arange(-12, 12) * recipe.step_us
+    assert recipe.splits(end_us).tolist() == ["train"] * 12 + [""] * 5 + ["test"] * 7
+    assert recipe.splits(np.array([to_us(recipe.split.test_until)])).tolist() == [""]
+
+
+def test_metrics_of_known_errors() -> None:
+    """Errors of 1 and 3 on truths 0 and 4."""
+    figures = regression(np.array([0, 4], np.float32), np.array([1, 1], np.float32))
+    assert figures == pytest.approx({"mae": 2, "rmse": 5**0.5, "r2": 1 - 5 / 4})
+
+
+@pytest.mark.parametrize(
+    ("metric", "margin", "challenger", "champion", "wins"),
+    [
+        ("mae", 0.0, 9.9, 10.0, True),
+        ("mae", 0.0, 10.0, 10.0, False),
+        ("mae", 0.05, 9.6, 10.0, False),
+        ("mae", 0.05, 9.4, 10.0, True),
+        ("r2", 0.0, 0.91, 0.90, True),
+        ("r2", 0.0, 0.89, 0.90, False),
+        ("mae", 0.0, float("nan"), 10.0, False),
+    ],
+)
+def test_promotion_rule(metric: str, margin: float, challenger: float, champion: float, wins: bool) -> None:
+    """Better by more than the margin, in the direction of the metric."""
+    rule = Promotion.model_validate({"metric": metric, "margin": margin})
+    assert better(challenger, champion, rule) is wins

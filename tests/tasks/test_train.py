@@ -1,0 +1,279 @@
+"""Training on a small farm, with the real lake and the real MLflow."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+import pytest
+
+from fieldloop.domain.errors import TrainingError
+from fieldloop.domain.profile import Profile
+from fieldloop.domain.recipe import load_recipe
+from fieldloop.domain.release import decode_canary
+from fieldloop.domain.windows import WindowSpec
+from fieldloop.stores import registry
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.settings import Settings
+from tasks import candidates
+from tasks.examples import apply, examples, read, session_of, spread_out
+from tasks.train import BEST_RUN, CandidateResult, Training, begin, describe, finish, train_candidate
+from tests.tasks.farm import BEGIN, DEVICES, SPLIT, FarmSettings, farm, hours, tables, write_tables
+
+pytestmark = [
+    # mlflow.pyfunc warns of its own type hints when it is imported
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+NAME = "tiny-train"
+SEED = 7
+SPLIT_HOUR = (SPLIT - BEGIN).total_seconds() / 3600
+
+
+@pytest.fixture(scope="module")
+def settings(platform: Settings, tmp_path_factory: pytest.TempPathFactory) -> FarmSettings:
+    """The farm's settings."""
+    return farm(platform, tmp_path_factory.mktemp("farm"), NAME)
+
+
+@pytest.fixture(scope="module")
+def trained(settings: FarmSettings) -> tuple[Training, list[CandidateResult]]:
+    """All candidates, fitted and logged."""
+    training = begin(settings, NAME, [], *write_tables(settings, NAME), SEED)
+    return training, [train_candidate(settings, training, name, SEED) for name in training.algorithms]
+
+
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray[Any, Any]]:
+    """Return a list that is going to hold every target that is fitted to."""
+    fed: list[np.ndarray[Any, Any]] = []
+    real = candidates.fit
+
+    def watched(candidate: Any, features: Any, target: Any, seed: int) -> candidates.Model:
+        assert len(features) == len(target)
+        fed.append(target)
+        return real(candidate, features, target, seed)
+
+    monkeypatch.setattr(candidates, "fit", watched)
+    return fed
+
+
+@pytest.mark.parametrize("algorithm", ["xgboost", "ridge"])
+def test_no_row_after_the_split_reaches_training(
+    settings: FarmSettings, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    """With the hour as target, what is fitted to ends before the split, and reaches up to it."""
+    versions = write_tables(settings, NAME, hours())
+    fed = spy(monkeypatch)
+    training = begin(settings, NAME, [algorithm], *versions, SEED)
+    result = train_candidate(settings, training, algorithm, SEED)
+    (target,) = fed
+    assert target.max() < SPLIT_HOUR
+    assert target.max() > SPLIT_HOUR - 1
+    assert len(target) == result.rows["train"]
+
+
+def test_index_with_a_row_on_the_wrong_side(settings: FarmSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that calls one held-out window a training window is refused before anything is fitted."""
+    grid_version, _ = write_tables(settings, NAME)
+    lake = Lake(settings)
+    windows = lake.scan(f"windows/{NAME}").collect()
+    row = windows["split"].to_list().index("test")
+    spoilt = windows.with_columns(split=pl.Series([*windows["split"][:row], "train", *windows["split"][row + 1 :]]))
+    spoilt_version = lake.replace(f"windows/{NAME}", spoilt)
+    fed = spy(monkeypatch)
+    training = begin(settings, NAME, ["ridge"], grid_version, spoilt_version, SEED)
+    with pytest.raises(TrainingError, match=r"1 windows are on the wrong side .* expected 'test', got 'train'"):
+        train_candidate(settings, training, "ridge", SEED)
+    assert not fed
+    child = registry.client(settings).search_runs(
+        [training.experiment_id], f"tags.`mlflow.parentRunId` = '{training.run_id}'"
+    )
+    assert [run.info.status for run in child] == ["FAILED"]
+
+
+@pytest.mark.parametrize(
+    ("end", "split"), [("2015-01-01 00:00", "train"), ("2015-01-01 00:20", "test"), ("2016-01-01 00:00", "test")]
+)
+def test_window_across_the_split(settings: FarmSettings, end: str, split: str) -> None:
+    """A window that holds steps of both sides, or lies behind the test's end, may serve neither."""
+    recipe = load_recipe(settings.root, NAME)
+    grid, windows = tables(recipe)
+    moment = pl.Series([end]).str.to_datetime("%Y-%m-%d %H:%M", time_unit="us", time_zone="UTC")
+    extra = pl.DataFrame({"device": ["T1"], "end_time": moment, "target": [1.0], "split": [split]})
+    step = grid[:1].with_columns(step_time=moment)
+    later = windows.filter(pl.col("end_time") != moment[0])
+    with pytest.raises(TrainingError, match="wrong side of the split"):
+        examples(
+            recipe,
+            pl.concat([grid.filter(pl.col("step_time") != moment[0]), step]),
+            pl.concat([later, extra.with_columns(pl.col("target").cast(pl.Float32))]),
+        )
+
+
+def test_tables_that_do_not_belong_together(settings: FarmSettings) -> None:
+    """A window at a step or of a device that the grid lacks, and a grid without a channel, are named."""
+    recipe = load_recipe(settings.root, NAME)
+    grid, windows = tables(recipe)
+    with pytest.raises(TrainingError, match="device T2 is not in grid"):
+        examples(recipe, grid.filter(pl.col("device") == "T1"), windows)
+    with pytest.raises(TrainingError, match=r"100 windows of device T1 end at steps that grid/.* does not have"):
+        examples(recipe, grid[:4000].vstack(grid[4100:]), windows)
+    with pytest.raises(TrainingError, match="expected columns pitch_angle"):
+        examples(recipe, grid.drop("pitch_angle"), windows)
+
+
+def test_every_window_is_counted(settings: FarmSettings) -> None:
+    """Train, test, embargo and no target add up to all windows."""
+    recipe = load_recipe(settings.root, NAME)
+    grid, windows = tables(recipe)
+    counts = examples(recipe, grid, windows).counts()
+    assert sum(counts.values()) == len(windows)
+    assert counts["embargo"] == 3 * len(DEVICES)
+    assert counts["no_target"] > 0
+
+
+def test_chunks_give_the_bits_of_single_windows(
+    settings: FarmSettings, trained: tuple[Training, list[CandidateResult]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tree ensemble's graph over many windows in odd chunks and side by side is the graph over each alone."""
+    monkeypatch.setattr("tasks.examples._RUN_WINDOWS", 37)
+    training, results = trained
+    graph = registry.run_graph(settings, results[0].run_id)
+    found = read(Lake(settings), load_recipe(settings.root, NAME), training.versions)
+    chosen = found.chosen("test")[::7]
+    session = session_of(graph)
+    alone = [session.run(None, {"window": window[None]})[0] for cut in found.windows(chosen) for window in cut]
+    np.testing.assert_array_equal(apply(graph, found, chosen), np.concatenate(alone))
+
+
+def test_candidates_learn(trained: tuple[Training, list[CandidateResult]]) -> None:
+    """Power follows the wind, and trees find out how; candidates come in the recipe's order."""
+    _, results = trained
+    assert [result.algorithm for result in results] == ["xgboost", "extra_trees", "ridge"]
+    assert results[0].metrics["r2"] > 0.9
+    assert results[0].metrics["mae"] < results[2].metrics["mae"]
+
+
+def test_run_carries_all_that_a_release_needs(
+    settings: FarmSettings, trained: tuple[Training, list[CandidateResult]]
+) -> None:
+    """The artifacts are readable as their types, and the graph answers the canary."""
+    _, results = trained
+    for result in results:
+        files = {
+            name: registry.run_artifact(settings, result.run_id, f"release/{name}.json")
+            for name in ("window", "profiles", "canary", "features", "target")
+        }
+        spec = msgspec.json.decode(files["window"], type=WindowSpec)
+        assert "senvion-mm82" in msgspec.json.decode(files["profiles"], type=dict[str, Profile])
+        canary = decode_canary(files["canary"])
+        assert canary.inputs.shape == (32, len(spec.channels), spec.length)
+        assert np.isnan(canary.inputs).any()
+        assert json.loads(files["features"])[0] == "wind_speed.last"
+        assert json.loads(files["target"]) == {"metric": "active_power", "unit": "kW", "tolerance": 0.01}
+        session = session_of(registry.run_graph(settings, result.run_id))
+        assert np.isfinite(session.run(["prediction"], {"window": canary.inputs})[0]).all()
+
+
+def test_run_says_what_it_is(settings: FarmSettings, trained: tuple[Training, list[CandidateResult]]) -> None:
+    """Parameters, metrics, lineage, data sets, pictures, signature and input example are in MLflow."""
+    training, results = trained
+    mlflow = registry.client(settings)
+    run = mlflow.get_run(results[0].run_id)
+    assert run.data.params["trees"] == "30"
+    assert run.data.metrics["r2"] == pytest.approx(results[0].metrics["r2"])
+    assert set(run.data.metrics) >= {"mae", "rmse", "rows.train", "rows.no_target", "mae.T1", "mae.T2", "fit_s"}
+    assert run.data.tags["mlflow.parentRunId"] == training.run_id
+    assert run.data.tags["lineage.windows"] == f"s3://lake/windows/{NAME}@{training.versions.windows}"
+    assert {data.dataset.name for data in run.inputs.dataset_inputs} == {f"grid/{NAME}", f"windows/{NAME}"}
+    pictures = {file.path for file in mlflow.list_artifacts(run.info.run_id, "plots")}
+    assert pictures == {f"plots/{name}.png" for name in ("truth_and_prediction", "residuals", "importance")}
+
+
+def test_nothing_logged_is_a_pickle(
+    settings: FarmSettings, trained: tuple[Training, list[CandidateResult]], tmp_path: Path
+) -> None:
+    """What a run keeps is ONNX, JSON, skops and pictures."""
+    mlflow = registry.client(settings)
+    for result in trained[1]:
+        files = [file.path for folder in ("native", "release") for file in mlflow.list_artifacts(result.run_id, folder)]
+        assert files
+        assert all(Path(path).suffix in (".json", ".skops") for path in files)
+
+
+def test_best_candidate_closes_the_training(
+    settings: FarmSettings, trained: tuple[Training, list[CandidateResult]]
+) -> None:
+    """The parent names the best run, and the report lists all with the best first."""
+    training, results = trained
+    result = finish(settings, training, results)
+    assert result.best.metrics["mae"] == min(entry.metrics["mae"] for entry in results)
+    parent = registry.client(settings).get_run(training.run_id)
+    assert parent.data.tags[BEST_RUN] == result.best.run_id
+    assert parent.info.status == "FINISHED"
+    assert f"| **{result.best.algorithm}** |" in describe(result)
+
+
+def test_same_seed_gives_the_same_graph(
+    settings: FarmSettings, trained: tuple[Training, list[CandidateResult]]
+) -> None:
+    """Training twice from the same table versions gives one graph, bit for bit."""
+    training, results = trained
+    again = train_candidate(settings, training, "xgboost", SEED)
+    graphs = [registry.run_graph(settings, run_id) for run_id in (results[0].run_id, again.run_id)]
+    assert graphs[0] == graphs[1]
+
+
+def test_unknown_candidate_and_version(settings: FarmSettings) -> None:
+    """What is asked for and not there is named before a run is opened."""
+    write_tables(settings, NAME)
+    with pytest.raises(TrainingError, match="no candidate `forest`; expected one of xgboost"):
+        begin(settings, NAME, ["forest"], None, None, SEED)
+    with pytest.raises(TrainingError, match="expected a version up to"):
+        begin(settings, NAME, [], 10_000, None, SEED)
+
+
+def test_recipe_without_tables(platform: Settings, tmp_path: Path) -> None:
+    """Training before preprocessing says which flow to run."""
+    with pytest.raises(TrainingError, match="run the flow `preprocess` first"):
+        begin(farm(platform, tmp_path, "tiny-empty"), "tiny-empty", [], None, None, SEED)
+
+
+def test_profiles_that_cannot_share_a_graph(platform: Settings, tmp_path: Path) -> None:
+    """Two profiles whose steps are reduced by different rules are refused before a run is opened."""
+    settings = farm(platform, tmp_path, "tiny-mixed")
+    (tmp_path / "expectations").unlink()
+    (tmp_path / "expectations" / "profiles").mkdir(parents=True)
+    text = (platform.root / "expectations" / "profiles" / "senvion-mm82.yaml").read_text()
+    for name, content in (
+        ("senvion-mm82", text),
+        ("other", text.replace("name: senvion-mm82", "name: other").replace("rule: mean", "rule: max", 1)),
+    ):
+        (tmp_path / "expectations" / "profiles" / f"{name}.yaml").write_text(content)
+    recipe = tmp_path / "recipes" / "tiny-mixed.yaml"
+    recipe.write_text(recipe.read_text().replace("[senvion-mm82]", "[senvion-mm82, other]"))
+    with pytest.raises(
+        TrainingError, match="profiles `senvion-mm82` and `other` reduce a grid step by different rules"
+    ):
+        begin(settings, "tiny-mixed", [], None, None, SEED)
+
+
+def test_native_model_with_a_foreign_type() -> None:
+    """A skops file with a type that is not on the allow-list is not loaded."""
+    import skops.io  # type: ignore[import-untyped]
+
+    with pytest.raises(TrainingError, match=r"types that are not trusted: .*Path"):
+        candidates.restore(candidates.SKOPS_FILE, skops.io.dumps({"a": Path("x")}))
+
+
+def test_a_quarter_of_the_sample_has_gaps() -> None:
+    """A sample is spread evenly, and rows with gaps have their share of it."""
+    features = np.zeros((1000, 2), np.float32)
+    features[:10, 1] = np.nan
+    features[500:510, 0] = np.nan
+    rows = spread_out(features, 40)
+    assert len(rows) == len(set(rows.tolist())) == 40
+    assert np.isnan(features[rows]).any(axis=1).sum() >= 10
+    assert rows.max() > 900
