@@ -1,0 +1,51 @@
+"""What an edge agent is told when it is enrolled: who it is, which devices it scores, where its files are."""
+
+from typing import Final
+
+import msgspec
+
+from fieldloop.domain.errors import ReleaseError
+
+REDELIVERY_S: Final = 10.0  # acknowledgement wait of a target's consumer; what a killed agent took comes again after it
+
+
+class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The agent's `agent.json`; relative paths are relative to its folder.
+
+    Attributes:
+        target: the edge target's name, as in its certificate.
+        devices: profile name by device.
+        broker: URL, for instance `tls://127.0.0.1:4222`.
+        cert: PEM certificate of the target.
+        key: its private key.
+        ca: the authority that signed the broker's certificate.
+        trusted_root: TUF root metadata that came with enrolment.
+        state: folder for releases and stream state.
+        redelivery_s: acknowledgement wait of its consumer, seconds.
+        heartbeat_s: a report is sent at least so often, seconds.
+        poll_s: desired state is read again so often, seconds, in case a notice was missed.
+    """
+
+    target: str
+    devices: dict[str, str]
+    broker: str
+    cert: str
+    key: str
+    ca: str
+    trusted_root: str
+    state: str
+    redelivery_s: float = REDELIVERY_S
+    heartbeat_s: float = 15.0
+    poll_s: float = 30.0
+
+
+def decode_config(data: bytes, where: str) -> AgentConfig:
+    """Read an `agent.json`; `where` names it in errors.
+
+    Raises:
+        ReleaseError: a field is missing, unknown or of the wrong type.
+    """
+    try:
+        return msgspec.json.decode(data, type=AgentConfig)
+    except msgspec.MsgspecError as exc:
+        raise ReleaseError(f"{where}: not an agent's configuration: {exc}: enrol the target again") from exc

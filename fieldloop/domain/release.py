@@ -1,0 +1,234 @@
+"""What goes to the edge: a manifest, one ONNX graph, and canary inputs with the outputs that prove a run.
+
+A release is three files under `releases/<model>/<version>/`. Its digest is the SHA-256 of the manifest's bytes, and the
+manifest holds the SHA-256 of the other two, so that the digest stands for everything that an edge target runs.
+"""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldloop.domain.errors import ReleaseError
+from fieldloop.domain.profile import Profile
+from fieldloop.domain.windows import WindowSpec
+
+SCHEMA: Final = 1
+MANIFEST: Final = "manifest.json"
+GRAPH: Final = "graph.onnx"
+CANARY: Final = "canary.json"
+CHUNK_BYTES: Final = 512 * 1024  # what one broker message carries of a mirrored file
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAN: Final = np.float32(np.nan)
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The identity of one file: SHA-256 in hexadecimal and its length in bytes."""
+
+    sha256: str
+    length: int
+
+    @classmethod
+    def of(cls, data: bytes) -> "File":
+        """Describe some bytes."""
+        return cls(hashlib.sha256(data).hexdigest(), len(data))
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a release is, where it comes from and what proves that it runs.
+
+    Attributes:
+        recipe: the use case.
+        model: registered model in MLflow.
+        version: its version there.
+        run_id: the MLflow run that made it.
+        window: the windows that the graph takes.
+        profiles: compiled device profiles by name.
+        target: metric that the graph predicts.
+        unit: its canonical unit.
+        features: names of the features inside the graph, in order.
+        graph: `graph.onnx`.
+        canary: `canary.json`.
+        output_hash: `output_hash` of the canary's outputs.
+        tolerance: largest difference of an output from the canary's that still counts as proved, in `unit`.
+        runtime: versions with which the outputs were computed, by package.
+        lineage: where the model comes from: table versions and the like, by name.
+        created_at: when the version was registered, ISO 8601 UTC.
+        schema: version of this structure.
+    """
+
+    recipe: str
+    model: str
+    version: int
+    run_id: str
+    window: WindowSpec
+    profiles: dict[str, Profile]
+    target: str
+    unit: str
+    features: tuple[str, ...]
+    graph: File
+    canary: File
+    output_hash: str
+    tolerance: float
+    runtime: dict[str, str]
+    lineage: dict[str, str]
+    created_at: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Canary:
+    """Inputs float32 [N, C, T], NaN where missing, and the outputs float32 [N, 1] that a release must give on them."""
+
+    inputs: NDArray[np.float32]
+    outputs: NDArray[np.float32]
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """What a target's own run of the canary gave.
+
+    Attributes:
+        output_hash: hash of its outputs.
+        exact: they are bit for bit the manifest's.
+        max_abs_diff: largest absolute difference, in the target's unit; None where shape or NaNs differ.
+        passed: exact, or within the manifest's tolerance.
+    """
+
+    output_hash: str
+    exact: bool
+    max_abs_diff: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Release:
+    """The three files of a release, as bytes."""
+
+    manifest: bytes
+    graph: bytes
+    canary: bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which stands for all three."""
+        return hashlib.sha256(self.manifest).hexdigest()
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files by name; the manifest last, as the one that refers to the others."""
+        return {GRAPH: self.graph, CANARY: self.canary, MANIFEST: self.manifest}
+
+    def open(self, digest: str) -> Manifest:
+        """Check all three files against `digest` and return the manifest.
+
+        Raises:
+            ReleaseError: a file is not the one that the digest stands for, or the manifest's schema is unknown.
+        """
+        if self.digest != digest:
+            raise ReleaseError(f"{MANIFEST}: expected release {digest}, got {self.digest}: fetch the release again")
+        manifest = decode_manifest(self.manifest)
+        for name, expected, data in ((GRAPH, manifest.graph, self.graph), (CANARY, manifest.canary, self.canary)):
+            if (got := File.of(data)) != expected:
+                raise ReleaseError(
+                    f"{name} of release {digest}: expected {expected.length} bytes with SHA-256 {expected.sha256}, "
+                    f"got {got.length} bytes with {got.sha256}: fetch the release again"
+                )
+        return manifest
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the manifest as canonical JSON: sorted keys, no blanks."""
+    return msgspec.json.encode(manifest, order="sorted")
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        ReleaseError: it is not a manifest of this schema.
+    """
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as exc:
+        raise ReleaseError(f"{MANIFEST}: not a release manifest: {exc}") from exc
+    if manifest.schema != SCHEMA:
+        raise ReleaseError(f"{MANIFEST}: expected schema {SCHEMA}, got {manifest.schema}: update the agent")
+    return manifest
+
+
+def encode_canary(canary: Canary) -> bytes:
+    """Return the canary as JSON in which every float32 comes back bit for bit, and null stands for NaN.
+
+    Raises:
+        ReleaseError: a value is infinite, which JSON cannot say.
+    """
+    for name, values in (("inputs", canary.inputs), ("outputs", canary.outputs)):
+        if np.isinf(values).any():
+            raise ReleaseError(f"canary {name}: expected finite values or NaN, got an infinite one")
+    body = {"inputs": canary.inputs.tolist(), "outputs": canary.outputs.tolist()}
+    return msgspec.json.encode(body)  # NaN becomes null; the shortest decimal of the float64 is exact
+
+
+class _CanaryJson(msgspec.Struct, frozen=True):
+    inputs: list[list[list[float | None]]]
+    outputs: list[list[float | None]] = []
+
+
+def decode_canary(data: bytes) -> Canary:
+    """Read a canary; outputs have shape [0, 1] where the file has none yet.
+
+    Raises:
+        ReleaseError: it is no canary: not JSON, of another shape, or ragged.
+    """
+    try:
+        body = msgspec.json.decode(data, type=_CanaryJson)
+        inputs = np.array(body.inputs, dtype=np.float64).astype(np.float32)
+        outputs = np.array(body.outputs or np.empty((0, 1)), dtype=np.float64).astype(np.float32)
+    except (msgspec.MsgspecError, ValueError) as exc:
+        raise ReleaseError(f"{CANARY}: expected inputs [N, C, T] and outputs [N, 1]: {exc}") from exc
+    if inputs.ndim != 3:
+        raise ReleaseError(f"{CANARY}: expected inputs [N, C, T] with N >= 1, got shape {inputs.shape}")
+    return Canary(inputs, outputs)
+
+
+def output_hash(outputs: NDArray[np.float32]) -> str:
+    """Return the SHA-256 of the shape and the little-endian float32 bytes, with one bit pattern for NaN."""
+    canonical = np.where(np.isnan(outputs), _NAN, outputs).astype("<f4", order="C")
+    return hashlib.sha256(repr(canonical.shape).encode() + canonical.tobytes()).hexdigest()
+
+
+def prove(manifest: Manifest, expected: NDArray[np.float32], outputs: NDArray[np.float32]) -> Proof:
+    """Compare a target's canary outputs, float32 [N, 1], with the expected ones."""
+    got = output_hash(outputs)
+    exact = got == manifest.output_hash
+    difference = 0.0 if exact else _max_abs_diff(expected, outputs)
+    return Proof(got, exact, difference, exact or (difference is not None and difference <= manifest.tolerance))
+
+
+def release_folder(model: str, version: int) -> str:
+    """Return the folder of a version's release inside the repository.
+
+    Raises:
+        ReleaseError: the model's name cannot be part of a path and of a broker subject.
+    """
+    if not _NAME.fullmatch(model):
+        raise ReleaseError(f"model name {model!r}: expected letters, digits, '-' and '_': rename the recipe")
+    return f"releases/{model}/{version}"
+
+
+def chunk_key(name: str, index: int) -> str:
+    """Return the broker key of one chunk of a mirrored file; the first chunk below `CHUNK_BYTES` is the last."""
+    return f"{name}.{index}"
+
+
+def _max_abs_diff(expected: NDArray[np.float32], outputs: NDArray[np.float32]) -> float | None:
+    """Return the largest difference, None where the two cannot be compared."""
+    if expected.shape != outputs.shape or (np.isnan(expected) != np.isnan(outputs)).any():
+        return None
+    gaps = np.abs(expected.astype(np.float64) - outputs.astype(np.float64))
+    largest = float(np.nanmax(gaps, initial=0.0))
+    return largest if math.isfinite(largest) else None

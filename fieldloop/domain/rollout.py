@@ -1,0 +1,158 @@
+"""Desired and reported state of targets, and where a rollout stands: proved, pending, failed or silent."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+
+from fieldloop.domain.errors import ReleaseError
+from fieldloop.domain.release import Manifest, Proof
+
+
+class Desired(msgspec.Struct, frozen=True):
+    """What a target should run; the newest wins.
+
+    Attributes:
+        release: digest of the release.
+        manifest: its manifest's path in the repository.
+        issued_us: when it was asked for, microseconds since the epoch, UTC.
+        rollout: name of the rollout that asks.
+    """
+
+    release: str
+    manifest: str
+    issued_us: int
+    rollout: str
+
+
+class Running(msgspec.Struct, frozen=True):
+    """The release that a target has loaded and proved to run."""
+
+    release: str
+    model: str
+    version: int
+    proof: Proof
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """What a target says of itself.
+
+    Attributes:
+        target: its name.
+        at_us: its own clock, microseconds since the epoch, UTC.
+        runtime: version of its ONNX Runtime.
+        running: what it runs; None where nothing.
+        attempted: digest of the desired release that it last worked on.
+        refused: it will not run `attempted`; False with an `error` means that it tries again.
+        error: why `attempted` does not run, or why what runs does not score; None where all is well.
+        scored: windows scored since it started.
+        errors: messages and records that it could not use since it started.
+    """
+
+    target: str
+    at_us: int
+    runtime: str
+    running: Running | None = None
+    attempted: str | None = None
+    refused: bool = False
+    error: str | None = None
+    scored: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A report and when the broker stored it (microseconds since the epoch, UTC): a clock that all targets share."""
+
+    report: Reported
+    seen_us: int
+
+
+class State(StrEnum):
+    """Where one target stands."""
+
+    PROVED = "proved"
+    PENDING = "pending"
+    FAILED = "failed"
+    SILENT = "silent"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One target's place in a rollout, with the reason a person reads."""
+
+    target: str
+    state: State
+    release: str | None
+    proof: Proof | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The times a judgement needs, microseconds: now, the rollout's deadline, and how long a report stays good."""
+
+    now_us: int
+    deadline_us: int
+    silence_us: int
+
+
+def judge(target: str, desired: Desired, manifest: Manifest, sighting: Sighting | None, clock: Clock) -> Standing:
+    """Say where one target stands.
+
+    It is proved only when it reports the desired digest with the canary outputs of the manifest, in a report that is
+    still fresh. A target that is not proved at the deadline has failed, or is silent.
+    """
+    if sighting is None or clock.now_us - sighting.seen_us > clock.silence_us:
+        state = State.SILENT if clock.now_us >= clock.deadline_us else State.PENDING
+        return Standing(target, state, None, None, _silence(sighting, clock))
+    report = sighting.report
+    running = report.running
+    release, proof = (running.release, running.proof) if running else (None, None)
+    if running is not None and running.release == desired.release:
+        state, reason = _prove(running.proof, manifest)
+    elif report.refused and report.attempted == desired.release and sighting.seen_us >= desired.issued_us:
+        state, reason = State.FAILED, f"refused: {report.error}"
+    else:
+        state = State.FAILED if clock.now_us >= clock.deadline_us else State.PENDING
+        reason = _waiting(report, desired)
+    return Standing(target, state, release, proof, reason)
+
+
+def settled(standings: Iterable[Standing]) -> bool:
+    """Say whether no target is pending any more."""
+    return all(standing.state is not State.PENDING for standing in standings)
+
+
+def require_proved(standings: Iterable[Standing]) -> None:
+    """Pass only when every target is proved.
+
+    Raises:
+        ReleaseError: names every other target with its state and reason.
+    """
+    open_ones = [s for s in standings if s.state is not State.PROVED]
+    if open_ones:
+        lines = "; ".join(f"{s.target} {s.state}: {s.reason}" for s in open_ones)
+        raise ReleaseError(f"{len(open_ones)} targets are not proved: {lines}")
+
+
+def _prove(proof: Proof, manifest: Manifest) -> tuple[State, str]:
+    """Judge the reported proof by the manifest's own figures, not by the target's verdict."""
+    if proof.output_hash == manifest.output_hash:
+        return State.PROVED, "canary outputs equal bit for bit"
+    if proof.max_abs_diff is not None and proof.max_abs_diff <= manifest.tolerance:
+        return State.PROVED, f"canary outputs within {manifest.tolerance:g} {manifest.unit}: {proof.max_abs_diff:g}"
+    return State.FAILED, f"canary outputs off by {proof.max_abs_diff}, allowed {manifest.tolerance:g} {manifest.unit}"
+
+
+def _silence(sighting: Sighting | None, clock: Clock) -> str:
+    if sighting is None:
+        return "has never reported: is its agent running?"
+    return f"last report {(clock.now_us - sighting.seen_us) / 1e6:.0f} s ago: is its agent running?"
+
+
+def _waiting(report: Reported, desired: Desired) -> str:
+    now = f"runs {report.running.release[:12]}" if report.running else "runs nothing"
+    error = f"; last error: {report.error}" if report.error and report.attempted == desired.release else ""
+    return f"{now}, not yet {desired.release[:12]}{error}"

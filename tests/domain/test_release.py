@@ -1,0 +1,137 @@
+"""Releases: digests, manifests and canaries that survive the way to the edge bit for bit."""
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fieldloop.domain.errors import ReleaseError
+from fieldloop.domain.release import (
+    Canary,
+    File,
+    Manifest,
+    Release,
+    decode_canary,
+    decode_manifest,
+    encode_canary,
+    encode_manifest,
+    output_hash,
+    prove,
+    release_folder,
+)
+from fieldloop.domain.windows import WindowSpec
+
+FLOATS = st.floats(width=32, allow_infinity=False, allow_nan=True)
+OUTPUTS = np.array([[1.5], [np.nan]], dtype=np.float32)
+
+
+def _manifest(graph: bytes = b"graph", canary: bytes = b"canary", tolerance: float = 0.0) -> Manifest:
+    return Manifest(
+        recipe="power",
+        model="power",
+        version=3,
+        run_id="run",
+        window=WindowSpec(("wind_speed",), ("mean",), 600_000_000, 6),
+        profiles={},
+        target="active_power",
+        unit="kW",
+        features=("wind_speed_last",),
+        graph=File.of(graph),
+        canary=File.of(canary),
+        output_hash=output_hash(OUTPUTS),
+        tolerance=tolerance,
+        runtime={"onnxruntime": "1"},
+        lineage={"windows/power": "4"},
+        created_at="2026-01-01T00:00:00+00:00",
+    )
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.just(2), st.just(3)), elements=FLOATS))
+def test_canary_survives_json_bit_for_bit(inputs: np.ndarray) -> None:
+    """Every float32 comes back with its bits, negative zero and subnormals included, and NaN as NaN."""
+    outputs = inputs[:, 0, :1]
+    back = decode_canary(encode_canary(Canary(inputs, outputs)))
+    for before, after in ((inputs, back.inputs), (outputs, back.outputs)):
+        present = ~np.isnan(before)
+        assert np.array_equal(np.isnan(after), ~present)
+        assert np.array_equal(before[present].view(np.uint32), after[present].view(np.uint32))
+
+
+def test_canary_without_outputs_is_read() -> None:
+    """A registered version's canary holds inputs alone; null stands for NaN."""
+    canary = decode_canary(b'{"inputs": [[[1.5, null]]]}')
+    assert canary.inputs.shape == (1, 1, 2)
+    assert np.isnan(canary.inputs[0, 0, 1])
+    assert canary.outputs.shape == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b'{"inputs": []}', b'{"inputs": [[[1], [1, 2]]]}', b'{"inputs": [[["x"]]]}']
+)
+def test_what_is_no_canary_is_refused(data: bytes) -> None:
+    """Not JSON, another shape, ragged, or text: one clear error."""
+    with pytest.raises(ReleaseError, match="canary"):
+        decode_canary(data)
+
+
+def test_infinite_canary_is_refused() -> None:
+    """JSON has no infinity, and a canary with one proves nothing."""
+    infinite = np.full((1, 1, 1), np.inf, dtype=np.float32)
+    with pytest.raises(ReleaseError, match="infinite"):
+        encode_canary(Canary(infinite, OUTPUTS))
+
+
+def test_manifest_is_canonical() -> None:
+    """The same manifest gives the same bytes, and comes back equal."""
+    manifest = _manifest()
+    assert decode_manifest(encode_manifest(manifest)) == manifest
+    assert encode_manifest(decode_manifest(encode_manifest(manifest))) == encode_manifest(manifest)
+
+
+def test_manifest_of_a_later_schema_is_refused() -> None:
+    """An agent does not guess what a later platform means."""
+    with pytest.raises(ReleaseError, match="schema 1, got 9"):
+        decode_manifest(encode_manifest(msgspec.structs.replace(_manifest(), schema=9)))
+
+
+@pytest.mark.parametrize("part", ["manifest", "graph", "canary"])
+def test_any_changed_file_is_refused(part: str) -> None:
+    """The digest stands for all three files."""
+    files = {"manifest": encode_manifest(_manifest()), "graph": b"graph", "canary": b"canary"}
+    digest = Release(**files).digest
+    assert Release(**files).open(digest).version == 3
+    with pytest.raises(ReleaseError, match="fetch the release again"):
+        Release(**{**files, part: files[part] + b" "}).open(digest)
+
+
+def test_equal_outputs_prove() -> None:
+    """The same bits prove, whatever bits a NaN has."""
+    other_nan = OUTPUTS.copy()
+    other_nan.view(np.uint32)[1, 0] = 0xFFC00001
+    proof = prove(_manifest(), OUTPUTS, other_nan)
+    assert (proof.exact, proof.max_abs_diff, proof.passed) == (True, 0.0, True)
+
+
+def test_close_outputs_prove_within_the_tolerance() -> None:
+    """Another processor may round otherwise; the recipe says how far."""
+    outputs = OUTPUTS + np.float32(0.25)
+    near = prove(_manifest(tolerance=0.25), OUTPUTS, outputs)
+    far = prove(_manifest(tolerance=0.2), OUTPUTS, outputs)
+    assert (near.exact, near.max_abs_diff, near.passed) == (False, 0.25, True)
+    assert not far.passed
+
+
+@pytest.mark.parametrize("outputs", [np.zeros((2, 1), np.float32), np.zeros((1, 1), np.float32)])
+def test_other_nans_or_shape_never_prove(outputs: np.ndarray) -> None:
+    """What cannot be compared has no difference, and no tolerance admits it."""
+    proof = prove(_manifest(tolerance=1e9), OUTPUTS, outputs)
+    assert (proof.max_abs_diff, proof.passed) == (None, False)
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a b", "a.b", "a*", "-a"])
+def test_names_that_are_no_path_are_refused(name: str) -> None:
+    """A model's name becomes part of a path and of a broker subject."""
+    with pytest.raises(ReleaseError, match="rename"):
+        release_folder(name, 1)

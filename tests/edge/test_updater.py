@@ -1,0 +1,192 @@
+"""Fetching over TUF: what an attacker can do to the mirror, done to it, and refused."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, Timestamp
+
+from fieldloop.domain.errors import ReleaseError, ServiceError
+from fieldloop.domain.release import CHUNK_BYTES, Release, chunk_key
+from fieldloop.domain.rollout import Desired
+from fieldloop.edge import updater
+from fieldloop.stores import broker, releases
+from fieldloop.stores.settings import Settings
+from tests.edge.targets import make_release
+
+TIMESTAMP = "metadata/timestamp.json.0"
+
+
+@dataclass
+class Target:
+    """A target's side of the updater, over a copy of the mirror that a test may damage."""
+
+    settings: Settings
+    folder: Path
+    mirror: dict[str, bytes] = field(default_factory=dict)
+
+    def publish(self, release: Release) -> Desired:
+        """Publish a release and take a copy of the mirror."""
+        published = releases.publish(self.settings, release)
+        self.mirror = asyncio.run(_mirror(self.settings))
+        return Desired(published.digest, published.manifest, 0, "test")
+
+    def fetch(self, desired: Desired) -> Release:
+        """Fetch a release as the agent does."""
+        staging = self.folder / "incoming" / desired.release
+        staging.mkdir(parents=True, exist_ok=True)
+        root = releases.trusted_root(self.settings)
+        return updater.fetch(self.mirror.get, root, self.folder / "tuf", staging, desired)
+
+    def sign(self, change: Callable[[Timestamp], None], key: CryptoSigner | None = None) -> None:
+        """Put a changed timestamp into the mirror, signed with the install's key where no other is given."""
+        metadata: Metadata[Timestamp] = Metadata.from_bytes(self.mirror[TIMESTAMP])
+        change(metadata.signed)
+        pem = (self.settings.secrets / "tuf" / "timestamp.pem").read_bytes()
+        metadata.sign(key or CryptoSigner(load_pem_private_key(pem, None)))
+        self.mirror[TIMESTAMP] = metadata.to_bytes()
+
+
+@pytest.fixture
+def target(install: Settings, tmp_path: Path) -> Target:
+    """A target that has fetched nothing yet."""
+    return Target(install, tmp_path)
+
+
+def test_a_release_comes_whole(target: Target) -> None:
+    """All three files, equal to what was published."""
+    release = make_release(model="whole")
+    assert target.fetch(target.publish(release)) == release
+
+
+def test_an_older_release_can_be_desired_again(target: Target) -> None:
+    """Rolling back a model is an order, not an attack: its files are still signed."""
+    first, second = make_release(model="back", version=1), make_release(model="back", version=2, bias=1.0)
+    wanted = target.publish(first)
+    target.fetch(target.publish(second))
+    assert target.fetch(wanted) == first
+
+
+def test_metadata_of_before_is_refused(target: Target) -> None:
+    """Rollback: the mirror is put back to a state that this target has already passed."""
+    wanted = target.publish(make_release(model="rollback", version=1))
+    before = dict(target.mirror)
+    target.fetch(target.publish(make_release(model="rollback", version=2, bias=1.0)))
+    target.mirror = before
+    with pytest.raises(ReleaseError, match="BadVersionNumber"):
+        target.fetch(wanted)
+
+
+def test_expired_metadata_is_refused(target: Target) -> None:
+    """Freeze: an old timestamp is held up for longer than it is good."""
+    wanted = target.publish(make_release(model="freeze"))
+    target.sign(_expire)
+    with pytest.raises(ReleaseError, match="Expired"):
+        target.fetch(wanted)
+
+
+def test_metadata_signed_by_another_key_is_refused(target: Target) -> None:
+    """Only the install's own keys count, and they came with enrolment."""
+    wanted = target.publish(make_release(model="key"))
+    target.sign(lambda _: None, CryptoSigner.generate_ed25519())
+    with pytest.raises(ReleaseError, match="UnsignedMetadata"):
+        target.fetch(wanted)
+
+
+def test_a_snapshot_of_another_time_is_refused(target: Target) -> None:
+    """Mix and match: one role's metadata is replaced by an older version of the same role."""
+    target.publish(make_release(model="mix", version=1))
+    older = {name: data for name, data in target.mirror.items() if ".targets.json" in name}
+    wanted = target.publish(make_release(model="mix", version=2, bias=1.0))
+    newest = max((name for name in target.mirror if ".targets.json" in name), key=_version)
+    target.mirror[newest] = older[max(older, key=_version)]
+    with pytest.raises(ReleaseError, match="not trusted"):
+        target.fetch(wanted)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "graph.onnx", "canary.json"])
+def test_a_changed_file_is_refused(target: Target, name: str) -> None:
+    """One byte is enough."""
+    wanted = target.publish(make_release(model="byte"))
+    key = next(key for key in target.mirror if "/byte/" in key and name in key)
+    target.mirror[key] = target.mirror[key][:-1] + b"\x01"
+    with pytest.raises(ReleaseError, match="not trusted"):
+        target.fetch(wanted)
+
+
+def test_endless_data_is_refused(target: Target) -> None:
+    """A file ends at its signed length, however many chunks the mirror offers."""
+    wanted = target.publish(make_release(model="endless"))
+    full = bytes(CHUNK_BYTES)
+    stem = next(key for key in target.mirror if "/endless/" in key and "graph" in key).removesuffix(".0")
+
+    def read(key: str) -> bytes | None:
+        return full if key.startswith(stem) else target.mirror.get(key)
+
+    root, staging = releases.trusted_root(target.settings), target.folder / "incoming"
+    staging.mkdir()
+    with pytest.raises(ReleaseError, match="longer than"):
+        updater.fetch(read, root, target.folder / "tuf", staging, wanted)
+
+
+def test_a_release_that_is_not_the_desired_one_is_refused(target: Target) -> None:
+    """A signed manifest under the right path, but with another digest than desired."""
+    wanted = target.publish(make_release(model="digest"))
+    other = Desired("0" * 64, wanted.manifest, 0, "test")
+    with pytest.raises(ReleaseError, match="expected release 0000"):
+        target.fetch(other)
+
+
+def test_an_unpublished_release_is_refused(target: Target) -> None:
+    """Desired state alone makes nothing run: only what is signed does."""
+    target.publish(make_release(model="unsigned"))
+    with pytest.raises(ReleaseError, match="not among the signed targets"):
+        target.fetch(Desired("0" * 64, "releases/unsigned/9/manifest.json", 0, "test"))
+
+
+def test_a_mirror_that_is_not_there_yet_is_tried_again(target: Target) -> None:
+    """What is missing may come: no refusal, and what has been fetched is kept."""
+    wanted = target.publish(make_release(model="late"))
+    key = next(key for key in target.mirror if "/late/" in key and "graph" in key)
+    graph = target.mirror.pop(key)
+    with pytest.raises(ServiceError, match="not reachable now"):
+        target.fetch(wanted)
+    target.mirror[key] = graph
+    manifest = next(key for key in target.mirror if "/late/" in key and "manifest" in key)
+    del target.mirror[manifest]  # it is on disk already
+    assert target.fetch(wanted).graph == graph
+
+
+def test_files_of_many_chunks_come_whole() -> None:
+    """A file that ends on a chunk's border is followed by an empty chunk."""
+    for length in (0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES):
+        data = bytes(range(256)) * (length // 256 + 1)
+        data = data[:length]
+        chunks = {
+            chunk_key("f", i): data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES] for i in range(length // CHUNK_BYTES + 1)
+        }
+        assert updater.Mirror(chunks.get).download_bytes("f", length) == data
+
+
+def _expire(timestamp: Timestamp) -> None:
+    timestamp.version += 1
+    timestamp.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
+
+
+def _version(name: str) -> int:
+    return int(name.removeprefix("metadata/").split(".")[0])
+
+
+async def _mirror(settings: Settings) -> dict[str, bytes]:
+    async with broker.platform(settings) as (_, js):
+        info = await js.stream_info("KV_releases", subjects_filter=">")
+        found = {}
+        for subject in info.state.subjects or {}:
+            message = await js.get_msg("KV_releases", subject=subject, direct=True)
+            found[subject.removeprefix("$KV.releases.")] = message.data or b""
+        return found

@@ -1,0 +1,194 @@
+"""The release repository and its mirror, on a real object store and broker."""
+
+import asyncio
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import pytest
+from tuf.api.metadata import Metadata, Targets
+
+from fieldloop.domain.enrolment import decode_config
+from fieldloop.domain.errors import ReleaseError
+from fieldloop.domain.release import CHUNK_BYTES, File, Manifest, Release, encode_manifest
+from fieldloop.domain.rollout import Desired, Reported
+from fieldloop.domain.windows import WindowSpec
+from fieldloop.stores import broker, objects, releases
+from fieldloop.stores.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def install(nats: Settings, store: Settings) -> Settings:
+    """Join the broker and the object store of the session into one installation."""
+    return nats.model_copy(update={"store_url": store.store_endpoint, "secrets_dir": store.secrets})
+
+
+def _release(model: str, version: int = 1, graph: bytes = b"graph") -> Release:
+    canary = b"canary"
+    spec = WindowSpec(("wind",), ("mean",), 1, 2)
+    manifest = Manifest(
+        model, model, version, "run", spec, {}, "p", "kW", (), File.of(graph), File.of(canary), "", 0.0, {}, {}, ""
+    )
+    return Release(encode_manifest(manifest), graph, canary)
+
+
+def test_a_release_published_again_changes_nothing(install: Settings) -> None:
+    """Same bytes, same repository: no new version of any metadata."""
+    release = _release("again")
+    first = releases.publish(install, release)
+    before = _objects(install)
+    second = releases.publish(install, release)
+    assert (first.new, second.new) == (True, False)
+    assert first.digest == second.digest == release.digest
+    assert _objects(install) == before
+
+
+def test_a_published_release_can_be_read_back(install: Settings) -> None:
+    """The manifest lies under its own digest."""
+    published = releases.publish(install, _release("read", version=7))
+    assert releases.manifest_of(install, published).version == 7
+
+
+def test_a_large_file_is_mirrored_in_chunks(install: Settings) -> None:
+    """Every chunk fits a message, and the last is shorter than a full one."""
+    graph = bytes(2 * CHUNK_BYTES)
+    releases.publish(install, _release("chunks", graph=graph))
+    sizes = asyncio.run(_mirrored(install, "/chunks/", "graph.onnx"))
+    assert sizes == [CHUNK_BYTES, CHUNK_BYTES, 0]
+
+
+def test_publishing_again_mends_a_damaged_mirror(install: Settings) -> None:
+    """The object store is the system of record."""
+    release = _release("mend")
+    releases.publish(install, release)
+    asyncio.run(_damage(install, "/mend/"))
+    assert asyncio.run(_mirrored(install, "/mend/", "graph.onnx")) == [0]
+    releases.publish(install, release)
+    assert asyncio.run(_mirrored(install, "/mend/", "graph.onnx")) == [len(release.graph)]
+
+
+def test_a_release_that_contradicts_itself_is_not_published(install: Settings) -> None:
+    """Nothing is signed whose files are not those of its manifest."""
+    release = _release("contradiction")
+    with pytest.raises(ReleaseError, match=r"graph\.onnx"):
+        releases.publish(install, Release(release.manifest, b"other", release.canary))
+
+
+def test_metadata_that_this_install_did_not_sign_is_not_built_upon(install: Settings) -> None:
+    """Somebody with write access to the bucket cannot have entries signed by us."""
+    releases.publish(install, _release("forged"))
+    store = objects.client(install, "releases")
+    name = max((n for n in _objects(install) if n.endswith(".targets.json")), key=_number)
+    genuine = objects.get(store, "releases", name)
+    metadata: Metadata[Targets] = Metadata.from_bytes(genuine)
+    metadata.signed.targets.clear()
+    objects.put(store, "releases", name, metadata.to_bytes())
+    try:
+        with pytest.raises(ReleaseError, match="not signed by the keys of this installation"):
+            releases.publish(install, _release("forged", version=2))
+    finally:
+        objects.put(store, "releases", name, genuine)
+
+
+def test_releases_published_at_once_are_all_signed(install: Settings) -> None:
+    """One writer at a time, and none overwrites another's entry."""
+    wanted = [_release("crowd", version=n) for n in range(1, 5)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda release: releases.publish(install, release), wanted))
+    name = max((n for n in _objects(install) if n.endswith(".targets.json")), key=_number)
+    metadata: Metadata[Targets] = Metadata.from_bytes(
+        objects.get(objects.client(install, "releases"), "releases", name)
+    )
+    listed = [path for path in metadata.signed.targets if path.startswith("releases/crowd/")]
+    assert len(listed) == 4 * 3
+
+
+def test_signing_keys_are_private(install: Settings) -> None:
+    """Keys and the folder that holds them are for their owner alone."""
+    releases.trusted_root(install)
+    folder = install.secrets / "tuf"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    keys = list(folder.glob("*.pem"))
+    assert len(keys) == 4
+    assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
+
+
+def test_a_target_is_asked_once(install: Settings) -> None:
+    """The same wish again is no new wish; another release is."""
+    published = releases.publish(install, _release("once"))
+    first, second = _ask(install, "gw-once", published), _ask(install, "gw-once", published)
+    assert first == second
+    third = _ask(install, "gw-once", releases.publish(install, _release("once", version=2)))
+    assert third.release != first.release
+
+
+def test_a_target_that_refused_is_asked_again(install: Settings) -> None:
+    """Deploying again is how a person says: try once more."""
+    published = releases.publish(install, _release("refused"))
+    first = _ask(install, "gw-refused", published)
+    report = Reported("gw-refused", 0, "1", attempted=published.digest, refused=True, error="no")
+    asyncio.run(_report(install, report))
+    assert _ask(install, "gw-refused", published).issued_us > first.issued_us
+
+
+def test_sightings_bear_the_brokers_time(install: Settings) -> None:
+    """A target's own clock may be wrong."""
+    asyncio.run(_report(install, Reported("gw-clock", 0, "1")))
+    seen = asyncio.run(_sightings(install, "gw-clock", "gw-never"))
+    assert list(seen) == ["gw-clock"]
+    assert seen["gw-clock"].report.at_us == 0
+    assert seen["gw-clock"].seen_us > 1_600_000_000_000_000
+
+
+def test_an_agents_folder_is_complete_and_private(install: Settings) -> None:
+    """Everything the agent needs but its certificate, and the root of trust as it was at enrolment."""
+    path = releases.agent_config(install, "gw-folder", {"R1": "toy"})
+    config = decode_config(path.read_bytes(), str(path))
+    assert (config.target, config.devices, config.broker) == ("gw-folder", {"R1": "toy"}, install.nats_endpoint)
+    assert (path.parent / config.ca).resolve() == (install.data_dir / "pki" / "ca.pem").resolve()
+    assert (path.parent / config.trusted_root).read_bytes() == releases.trusted_root(install)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def _objects(settings: Settings) -> dict[str, str | None]:
+    found = objects.client(settings, "releases").list_objects(bucket_name="releases", recursive=True)
+    return {str(each.object_name): each.etag for each in found}
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("metadata/").split(".")[0])
+
+
+def _ask(settings: Settings, target: str, published: releases.Published) -> Desired:
+    async def ask() -> Desired:
+        async with broker.platform(settings) as (_, js):
+            await releases.desire(js, [target], published, "test")
+            return (await releases.desired(js, [target]))[target]
+
+    return asyncio.run(ask())
+
+
+async def _report(settings: Settings, report: Reported) -> None:
+    async with broker.platform(settings) as (_, js):
+        await js.publish(f"$KV.reported.{report.target}", msgspec.json.encode(report))
+
+
+async def _sightings(settings: Settings, *targets: str) -> dict[str, releases.Sighting]:
+    async with broker.platform(settings) as (_, js):
+        return await releases.sightings(js, targets)
+
+
+async def _mirrored(settings: Settings, folder: str, name: str) -> list[int]:
+    async with broker.platform(settings) as (_, js):
+        info = await js.stream_info("KV_releases", subjects_filter=">")
+        subjects = sorted(s for s in info.state.subjects or {} if folder in s and name in s)
+        messages = [await js.get_msg("KV_releases", subject=s, direct=True) for s in subjects]
+        return [len(message.data or b"") for message in messages]
+
+
+async def _damage(settings: Settings, folder: str) -> None:
+    async with broker.platform(settings) as (_, js):
+        info = await js.stream_info("KV_releases", subjects_filter=">")
+        for subject in info.state.subjects or {}:
+            if folder in subject:
+                await js.publish(subject, b"")

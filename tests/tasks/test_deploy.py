@@ -1,0 +1,155 @@
+"""Deployment with the real registry, repository and broker, to agents that are real processes."""
+
+import logging
+import time
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from fieldloop.domain.errors import ReleaseError, StoreError
+from fieldloop.domain.release import decode_canary
+from fieldloop.domain.rollout import Desired, State
+from fieldloop.stores import fleet, registry, releases
+from fieldloop.stores.fleet import Target
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.settings import Settings
+from flows.deploy import deploy
+from tasks.deploy import Released, build, describe, follow, release, select
+from tests.edge.targets import PROFILE, SPEC, Gateway, enrol, make_release
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+MODEL = "toy-deploy"
+LOG = logging.getLogger(__name__)
+
+
+@pytest.fixture(scope="module")
+def version(platform: Settings) -> registry.ModelVersion:
+    """A registered champion with all that a release needs."""
+    return _register(platform, bias=1.0)
+
+
+@pytest.fixture(scope="module")
+def gateways(platform: Settings) -> Iterator[tuple[Gateway, ...]]:
+    """Two enrolled targets, north and south, with their agents running."""
+    made = tuple(enrol(platform, name) for name in ("deploy-north", "deploy-south"))
+    targets = [Target(g.target, (g.device,), (f"site={g.target.removeprefix('deploy-')}", "plant=toy")) for g in made]
+    fleet.add_targets(platform, Lake(platform), targets)
+    for gateway in made:
+        gateway.start()
+    yield made
+    for gateway in made:
+        gateway.stop()
+
+
+def test_release_is_built_from_what_was_registered(platform: Settings, version: registry.ModelVersion) -> None:
+    """Window, profiles, target, tolerance and lineage come from the version; outputs from the edge's own runtime."""
+    built = build(platform, MODEL, version)
+    manifest = built.open(built.digest)
+    assert (manifest.window, manifest.profiles) == (SPEC, {"toy": PROFILE})
+    assert (manifest.target, manifest.unit, manifest.tolerance) == ("power", "kW", 0.25)
+    assert manifest.lineage == {"windows": "lake/windows@3"}
+    canary = decode_canary(built.canary)
+    assert canary.outputs.shape == (len(canary.inputs), 1)
+    np.testing.assert_allclose(canary.outputs[0, 0], canary.inputs[0].mean() + 1, rtol=1e-6)
+
+
+def test_the_same_version_again_is_the_same_release(platform: Settings, version: registry.ModelVersion) -> None:
+    """Building depends on nothing but the version: nothing is published twice."""
+    first, second = release(platform, MODEL, "champion"), release(platform, MODEL, str(version.version))
+    assert first.digest == second.digest
+    assert not second.new
+
+
+def test_a_version_that_is_not_there_is_named(platform: Settings) -> None:
+    """The error says which model and version."""
+    with pytest.raises(StoreError, match="no-such-model"):
+        release(platform, "no-such-model", "champion")
+
+
+def test_targets_are_chosen_by_all_their_labels() -> None:
+    """No labels choose all; no match is an error that names them."""
+    targets = (Target("a", (), ("site=n", "x=1")), Target("b", (), ("site=s", "x=1")))
+    assert select(targets, []) == ("a", "b")
+    assert select(targets, ["x=1", "site=s"]) == ("b",)
+    with pytest.raises(ReleaseError, match="site=w, got none of 2"):
+        select(targets, ["site=w"])
+    with pytest.raises(ReleaseError, match="enrol targets first"):
+        select((), [])
+
+
+def test_the_flow_ends_when_every_target_has_proved(
+    platform_environment: Settings, version: registry.ModelVersion, gateways: tuple[Gateway, ...]
+) -> None:
+    """Run twice: the second time nothing is asked for again, and it is done at once."""
+    with temporary_settings({PREFECT_API_URL: platform_environment.prefect_api}):
+        result = deploy(MODEL, labels=["plant=toy"], deadline_seconds=60)
+        again = deploy(MODEL, labels=["plant=toy"], deadline_seconds=60)
+    assert (result.targets, result.proved, result.exact) == (2, 2, 2)
+    assert (again.proved, again.release, again.new) == (2, result.release, False)
+    for gateway in gateways:
+        assert gateway.log.count("is desired") == 1
+
+
+def test_the_flow_fails_naming_targets_that_refuse_or_are_silent(
+    platform_environment: Settings, version: registry.ModelVersion, gateways: tuple[Gateway, ...]
+) -> None:
+    """One target proves, one never speaks: the run fails with the silent one's name."""
+    fleet.add_targets(platform_environment, Lake(platform_environment), [Target("deploy-mute", ("x",), ("mute=1",))])
+    with (
+        temporary_settings({PREFECT_API_URL: platform_environment.prefect_api}),
+        pytest.raises(ReleaseError, match="1 targets are not proved: deploy-mute silent: has never reported"),
+    ):
+        deploy(MODEL, labels=["mute=1"], deadline_seconds=1)
+
+
+def test_a_refusal_ends_the_wait(platform: Settings, gateways: tuple[Gateway, ...]) -> None:
+    """Nobody waits for a deadline when the target has said no; the artifact says why, and what runs on."""
+    bad = make_release(model="toy-bad", answer=9.0)
+    published = releases.publish(platform, bad)
+    released = Released("toy-bad", 1, "run", published.digest, published.manifest, published.new)
+    gateways[0].desire(bad)
+    wanted = Desired(published.digest, published.manifest, time.time_ns() // 1000 - 10_000_000, "test")
+    (standing,) = follow(platform, released, wanted, [gateways[0].target], 30, LOG)
+    assert standing.state is State.FAILED
+    assert standing.reason.startswith("refused: canary")
+    text = describe(released, [standing], 1.0, "http://mlflow")
+    assert "| deploy-north | failed |" in text
+    assert "0 of 1 proved, 1 failed" in text
+
+
+def _register(settings: Settings, bias: float) -> registry.ModelVersion:
+    """Log a run as training does, register it and make it champion."""
+    import mlflow
+    import mlflow.onnx
+
+    toy = make_release(bias=bias)
+    files = {
+        "window": msgspec.json.encode(SPEC),
+        "profiles": msgspec.json.encode({"toy": PROFILE}),
+        "features": b'["mean"]',
+        "target": b'{"metric": "power", "unit": "kW", "tolerance": 0.25}',
+        "canary": msgspec.json.encode({"inputs": decode_canary(toy.canary).inputs.tolist()}),
+    }
+    client = registry.client(settings)
+    experiment = client.create_experiment(MODEL)
+    run_id = client.create_run(experiment).info.run_id
+    for name, data in files.items():
+        client.log_text(run_id, data.decode(), f"release/{name}.json")
+    mlflow.set_tracking_uri(settings.mlflow_endpoint)
+    with mlflow.start_run(run_id=run_id):
+        mlflow.onnx.log_model(
+            onnx.load_from_string(toy.graph),
+            name=registry.GRAPH,
+            pip_requirements=["onnxruntime"],
+            save_as_external_data=False,
+        )
+    registered = registry.register(settings, MODEL, run_id, {"lineage.windows": "lake/windows@3"})
+    registry.point(settings, "champion", registered)
+    return registered
