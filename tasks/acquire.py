@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from prefect import task
+from pydantic import Field
 
 from expectations.profiles import load_profile
 from fieldloop.domain.errors import DocumentError
@@ -27,6 +29,8 @@ from fieldloop.stores.settings import Settings
 APPLICATION = "acquire/readings"  # of the application transactions; its version is a stream sequence
 CONSUMER = "lake"
 KEY = ("device", "metric", "event_time")
+
+QuietSeconds = Annotated[float, Field(ge=0, le=600)]
 
 logger = logging.getLogger(__name__)
 

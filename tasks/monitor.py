@@ -6,7 +6,7 @@ were the predictions from what was then measured.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import polars as pl
@@ -266,6 +266,16 @@ def describe(monitored: Monitored) -> str:
         for s in monitored.scores
     ]
     return "\n".join(lines)
+
+
+def figures(monitored: Monitored) -> dict[str, object]:
+    """Return the sums as one flat row, for programs."""
+    sums = {name: value for name, value in asdict(monitored).items() if name not in ("collected", "scores")}
+    return {
+        **sums,
+        "targets": len({score.target for score in monitored.scores}),
+        "new": monitored.collected.predictions,
+    }
 
 
 def _shown(value: float | None) -> str:

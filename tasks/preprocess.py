@@ -6,7 +6,7 @@ them too. What is left out is what the edge would not have had: readings that ca
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import polars as pl
@@ -73,7 +73,7 @@ def preprocess(settings: Settings, recipe_name: str) -> Preprocessed:
     profiles = {name: load_profile(settings.root, name) for name in recipe.profiles}
     members = {name: profile for name, profile in fleet.devices(lake).items() if profile in profiles}
     passed = _passed(lake)
-    chosen = sorted(set(members) & passed)
+    chosen = sorted(set(members) & passed.keys())
     if not chosen:
         raise TrainingError(
             f"recipe {recipe.name}: no device of profile {', '.join(profiles)} has passed validation "
@@ -82,13 +82,16 @@ def preprocess(settings: Settings, recipe_name: str) -> Preprocessed:
     readings_version = lake.version("readings")
     if readings_version is None:
         raise TrainingError(f"recipe {recipe.name}: table `readings` does not exist; run the flow `acquire` first")
-    key = _content_key(lake, readings_version, recipe, profiles, chosen)
+    until = {device: passed[device] for device in chosen}
+    key = _content_key(lake, readings_version, recipe, profiles, until)
     made = _newest(lake, recipe.name, key)
     reused = made is not None
     if made is None:
-        made = _make(lake, readings_version, recipe, {device: profiles[members[device]] for device in chosen}, key)
+        made = _make(
+            lake, readings_version, recipe, {device: profiles[members[device]] for device in chosen}, until, key
+        )
     steps, windows, train, test = _counts(lake, recipe.name, *made)
-    left_out = tuple(sorted(set(members) - passed))
+    left_out = tuple(sorted(set(members) - passed.keys()))
     return Preprocessed(
         recipe.name, *made, readings_version, tuple(chosen), left_out, steps, windows, train, test, reused
     )
@@ -120,28 +123,26 @@ def device_grid(
     return table, windows
 
 
-def _passed(lake: Lake) -> set[str]:
-    """Return the devices whose newest validation they passed."""
-    newest = lake.scan("validations").group_by("device").agg(pl.col("passed").sort_by("validated_at").last())
-    return set(newest.filter("passed").collect()["device"])
+def _passed(lake: Lake) -> dict[str, int]:
+    """Return the devices whose newest validation they passed, and the position up to which it looked."""
+    newest = lake.scan("validations").sort("validated_at").group_by("device").last().filter("passed")
+    return dict(newest.select("device", "last_sequence").collect().iter_rows())
 
 
-def _content_key(lake: Lake, version: int, recipe: Recipe, profiles: dict[str, Profile], devices: Sequence[str]) -> str:
+def _readings(lake: Lake, version: int, device: str, until: int) -> pl.LazyFrame:
+    """Return a device's validated readings."""
+    return lake.scan("readings", version).filter(pl.col("device") == device, pl.col("sequence") <= until)
+
+
+def _content_key(
+    lake: Lake, version: int, recipe: Recipe, profiles: Mapping[str, Profile], until: Mapping[str, int]
+) -> str:
     """Return a digest of everything that the tables follow from; unlike versions, re-sent readings do not change it."""
-    content = (
-        lake.scan("readings", version)
-        .filter(pl.col("device").is_in(devices))
-        .group_by("device")
-        .agg(rows=pl.len(), last=pl.col("sequence").max())
-        .sort("device")
-        .collect()
-    )
-    described = (
-        recipe.digest,
-        {name: profile.name for name, profile in profiles.items()},
-        repr(sorted(profiles.items())),
-        content.rows(),
-    )
+    content = {
+        device: _readings(lake, version, device, last).select(pl.len(), pl.col("sequence").max()).collect().row(0)
+        for device, last in until.items()
+    }
+    described = (recipe.digest, repr(sorted(profiles.items())), sorted(content.items()))
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
@@ -154,15 +155,13 @@ def _newest(lake: Lake, recipe: str, key: str) -> tuple[int, int] | None:
     return versions[0], versions[1]
 
 
-def _make(lake: Lake, version: int, recipe: Recipe, profiles: dict[str, Profile], key: str) -> tuple[int, int]:
+def _make(
+    lake: Lake, version: int, recipe: Recipe, profiles: Mapping[str, Profile], until: Mapping[str, int], key: str
+) -> tuple[int, int]:
     grids, windows = [], []
     for device, profile in profiles.items():
-        readings = (
-            lake.scan("readings", version)
-            .filter(pl.col("device") == device)
-            .select("metric", "event_time", "value", "sequence")
-            .collect()
-        )
+        rows = _readings(lake, version, device, until[device])
+        readings = rows.select("metric", "event_time", "value", "sequence").collect()
         spec = recipe.window_spec(profile)
         grid, index = device_grid(readings, profile, spec, recipe.target.metric)
         split = recipe.splits(index["end_time"].to_physical().to_numpy())

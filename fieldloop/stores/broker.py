@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import nats
 import nats.errors
@@ -24,6 +25,7 @@ from nats.js.api import (
     StreamConfig,
 )
 
+from fieldloop.domain.enrolment import REDELIVERY_S
 from fieldloop.domain.errors import StoreError
 from fieldloop.domain.readings import Messages
 from fieldloop.stores.settings import Certificate, Settings
@@ -106,25 +108,27 @@ async def prepare(js: JetStreamContext) -> None:
 async def add_agent_consumer(js: JetStreamContext, target: str, devices: Sequence[str]) -> None:
     """Create the durable consumer from which a target's agent pulls what its devices send from now on.
 
-    The platform makes it, so that the agent needs no right but to pull and to acknowledge.
+    The platform makes it, so that the agent needs no right but to pull and to acknowledge. When the target's devices
+    change, it is made anew from what the agent has acknowledged.
     """
     subjects = [f"devices.{device}.readings" for device in devices]
-    try:
-        info = await js.consumer_info(READINGS, target)
-        if sorted(info.config.filter_subjects or [info.config.filter_subject]) == sorted(subjects):
+    start: dict[str, Any] = {"deliver_policy": DeliverPolicy.NEW}
+    with suppress(nats.js.errors.NotFoundError):
+        found = await js.consumer_info(READINGS, target)
+        if sorted(found.config.filter_subjects or [found.config.filter_subject]) == sorted(subjects):
             return
+        acknowledged = found.ack_floor.stream_seq if found.ack_floor else 0
+        start = {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": acknowledged + 1}
         await js.delete_consumer(READINGS, target)
-    except nats.js.errors.NotFoundError:
-        pass
     await js.add_consumer(
         READINGS,
         ConsumerConfig(
             durable_name=target,
             filter_subjects=subjects,
-            deliver_policy=DeliverPolicy.NEW,
             ack_policy=AckPolicy.ALL,
-            ack_wait=ACK_WAIT_S,
+            ack_wait=REDELIVERY_S,
             max_ack_pending=-1,
+            **start,
         ),
     )
 

@@ -42,9 +42,9 @@ def payload(device: str, first: datetime, steps: int, seed: int) -> bytes:
     return json.dumps(records).encode()
 
 
-def validate(lake: Lake, device: str, passed: bool) -> None:
-    """Enter a verdict, as the flow *validate* does."""
-    row = (f"run-{datetime.now(UTC)}", device, passed, 0, "", "", datetime.now(UTC))
+def validate(lake: Lake, device: str, passed: bool, until: int = 1_000_000) -> None:
+    """Enter a verdict on the readings up to a position, as the flow *validate* does."""
+    row = (f"run-{datetime.now(UTC)}", device, passed, until, "", "", datetime.now(UTC))
     lake.append("validations", pl.DataFrame([row], schema=SCHEMAS["validations"], orient="row"))
 
 
@@ -72,10 +72,13 @@ def test_nothing_is_preprocessed_before_validation(data_plane: Settings, sent: d
 def test_grid_and_windows_are_versioned_and_made_once(data_plane: Settings, sent: dict[str, list[bytes]]) -> None:
     """A device that did not pass is left out; a second run, even after re-sent readings, makes nothing new."""
     lake = Lake(data_plane)
+    validate(lake, "W1", passed=True, until=5)
+    partly = preprocess(data_plane, RECIPE)
     validate(lake, "W1", passed=True)
     validate(lake, "W2", passed=False)
     first = preprocess(data_plane, RECIPE)
     assert (first.devices, first.left_out, first.reused) == (("W1",), ("W2",), False)
+    assert partly.steps == 5 * 6 - 1 < first.steps  # validated up to the fifth message, whose last step is open
     again = preprocess(data_plane, RECIPE)
     assert again.reused
     assert (again.grid_version, again.windows_version) == (first.grid_version, first.windows_version)

@@ -1,0 +1,53 @@
+"""List the benchmarks, or run one and print its figures as one JSON object on the last line."""
+
+import importlib
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+
+from benchmarks.figure import Figure
+
+
+def main() -> None:
+    """Run the benchmark that is named, or list them all."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NOT_BENCHMARKS)
+    if len(sys.argv) < 2:
+        for name in names:
+            summary = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").splitlines()[0]
+            print(f"  make bench NAME={name:12} {summary}")
+        return
+    if sys.argv[1] not in names:
+        sys.exit(f"no benchmark {sys.argv[1]!r}; there are: {', '.join(names)}")
+    figure: Figure = importlib.import_module(f"benchmarks.{sys.argv[1]}").measure()
+    plain = asdict(figure)
+    further = plain.pop("further")
+    print(json.dumps({"name": sys.argv[1], **plain, **further, "machine": _machine()}))
+
+
+_NOT_BENCHMARKS = ("__init__", "__main__", "figure")
+
+
+def _machine() -> dict[str, object]:
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    main()
