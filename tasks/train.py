@@ -3,8 +3,10 @@
     pin table versions → open the parent run → fit each candidate (a child run each) → close the parent with the best
 
 A candidate's task takes references and recomputes the features (seconds), so that it can run or be repeated anywhere.
+What was trained before from the same content is not trained again: a run that was killed goes on where it was.
 """
 
+import hashlib
 import json
 import tempfile
 import time
@@ -12,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 import numpy as np
@@ -36,11 +38,14 @@ from tasks.examples import Examples, Versions, apply, read, spread_out
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 RUNTIME_PACKAGES: Final = ("numpy", "onnx", "onnxruntime")
+LEARNING_PACKAGES: Final = (*RUNTIME_PACKAGES, "onnxmltools", "scikit-learn", "skl2onnx", "xgboost-cpu")
 NATIVE: Final = "native"  # artifact folder of the model in its own library's format
 BEST_RUN: Final = "fieldloop.best_run"  # tag of a parent run
 ALGORITHM: Final = "fieldloop.algorithm"
+CONTENT: Final = "fieldloop.content"  # tag: digest of all that a run follows from
 GRID_VERSION: Final = "fieldloop.grid_version"
 WINDOWS_VERSION: Final = "fieldloop.windows_version"
 LINEAGE: Final = "lineage."  # prefix of tags that say where a model comes from
@@ -155,7 +160,7 @@ def begin(
     windows_version: int | None,
     seed: int,
 ) -> Training:
-    """Pin candidates (all where none is named) and table versions (the newest), and open the parent run.
+    """Pin candidates (all where none is named) and table versions (the newest), and open or find the parent run.
 
     Raises:
         DocumentError: there is no such recipe or profile, or they do not fit.
@@ -168,19 +173,22 @@ def begin(
     versions = Versions(
         _pinned(lake, f"grid/{recipe.name}", grid_version), _pinned(lake, f"windows/{recipe.name}", windows_version)
     )
+    names = tuple(candidate.algorithm for candidate in chosen)
+    content = _digest([_content(recipe, versions, name, seed) for name in names])
     mlflow = registry.client(settings)
-    experiment = mlflow.get_experiment_by_name(recipe.name)
-    experiment_id = experiment.experiment_id if experiment else mlflow.create_experiment(recipe.name)
-    tags = {**_lineage(lake, recipe, versions), "mlflow.note.content": recipe.description}
+    experiment_id = registry.experiment(settings, recipe.name)
+    begun = _newest(mlflow, experiment_id, content, ("FINISHED", "RUNNING"))
+    if begun is not None:
+        return Training(recipe.name, versions, names, experiment_id, begun.info.run_id)
+    tags = {**_lineage(lake, recipe, versions), CONTENT: content, "mlflow.note.content": recipe.description}
     run = mlflow.create_run(experiment_id, tags=tags, run_name=f"{recipe.name} on windows {versions.windows}")
     _log_values(mlflow, run.info.run_id, {}, {"seed": seed, **_recipe_params(recipe)})
     _log_dataset(mlflow, lake, recipe, versions, run.info.run_id)
-    names = tuple(candidate.algorithm for candidate in chosen)
     return Training(recipe.name, versions, names, experiment_id, run.info.run_id)
 
 
 def train_candidate(settings: Settings, training: Training, algorithm: str, seed: int) -> CandidateResult:
-    """Fit one candidate, judge its merged graph on the held-out windows, and log both.
+    """Fit one candidate, judge its merged graph on the held-out windows, and log both; once for the same content.
 
     Raises:
         TrainingError: the tables cannot be trained from, or the recipe has no such candidate.
@@ -189,10 +197,15 @@ def train_candidate(settings: Settings, training: Training, algorithm: str, seed
     recipe = load_recipe(settings.root, training.recipe)
     candidate = _candidate(recipe, algorithm)
     mlflow = registry.client(settings)
+    content = _content(recipe, training.versions, algorithm, seed)
+    done = _newest(mlflow, training.experiment_id, content, ("FINISHED",))
+    if done is not None:
+        return _result(done)
     tags = {
         **_lineage(lake, recipe, training.versions),
         "mlflow.parentRunId": training.run_id,
         ALGORITHM: algorithm,
+        CONTENT: content,
     }
     run_id = mlflow.create_run(training.experiment_id, tags=tags, run_name=algorithm).info.run_id
     try:
@@ -238,10 +251,11 @@ def finish(settings: Settings, training: Training, results: Sequence[CandidateRe
     ranked = _ranked(results, recipe.promotion)
     best = ranked[0]
     mlflow = registry.client(settings)
-    figures = {f"{result.algorithm}.{name}": value for result in ranked for name, value in result.metrics.items()}
-    _log_values(mlflow, training.run_id, {**best.metrics, **figures}, {"best": best.algorithm})
-    mlflow.set_tag(training.run_id, BEST_RUN, best.run_id)
-    mlflow.set_terminated(training.run_id)
+    if mlflow.get_run(training.run_id).info.status != "FINISHED":
+        figures = {f"{result.algorithm}.{name}": value for result in ranked for name, value in result.metrics.items()}
+        _log_values(mlflow, training.run_id, {**best.metrics, **figures}, {"best": best.algorithm})
+        mlflow.set_tag(training.run_id, BEST_RUN, best.run_id)
+        mlflow.set_terminated(training.run_id)
     url = registry.run_url(settings, training.experiment_id, training.run_id)
     return TrainResult(training.recipe, training.versions, training.run_id, url, best, tuple(ranked))
 
@@ -307,6 +321,33 @@ def _ranked(results: Sequence[CandidateResult], rule: Promotion) -> list[Candida
         )
         ranked.insert(at, result)
     return ranked
+
+
+def _content(recipe: Recipe, versions: Versions, algorithm: str, seed: int) -> str:
+    """Return a digest of all that a candidate follows from: recipe, tables, seed, feature graph, libraries."""
+    features = hashlib.sha256(feature_graph(recipe)[0].SerializeToString(deterministic=True)).hexdigest()
+    packages = {package: package_version(package) for package in LEARNING_PACKAGES}
+    return _digest([recipe.digest, versions.grid, versions.windows, algorithm, seed, features, packages])
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _newest(mlflow: "MlflowClient", experiment_id: str, content: str, states: tuple[str, ...]) -> "Run | None":
+    """Return the newest run made from this content that is in one of these states."""
+    found = mlflow.search_runs(
+        [experiment_id], f"tags.`{CONTENT}` = '{content}'", order_by=["attributes.start_time DESC"], max_results=20
+    )
+    return next((run for run in found if run.info.status in states), None)
+
+
+def _result(run: "Run") -> CandidateResult:
+    """Read back what `_log` wrote."""
+    figures = run.data.metrics
+    rows = {name.removeprefix("rows."): int(count) for name, count in figures.items() if name.startswith("rows.")}
+    metrics: dict[Metric, float] = {name: figures[name] for name in get_args(Metric)}
+    return CandidateResult(run.data.tags[ALGORITHM], run.info.run_id, metrics, rows, figures["fit_s"])
 
 
 def _lineage(lake: Lake, recipe: Recipe, versions: Versions) -> dict[str, str]:

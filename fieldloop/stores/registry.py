@@ -55,6 +55,15 @@ def client(settings: Settings) -> "MlflowClient":
     return MlflowClient(tracking_uri=settings.mlflow_endpoint, registry_uri=settings.mlflow_endpoint)
 
 
+def experiment(settings: Settings, name: str) -> str:
+    """Return the id of an experiment, made where there is none, which MLflow's pages show as one of model training."""
+    mlflow = client(settings)
+    found = mlflow.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    return str(mlflow.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"}))
+
+
 def version(settings: Settings, model: str, alias_or_number: str | int) -> ModelVersion:
     """Return a version by its number or by an alias.
 

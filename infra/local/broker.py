@@ -46,10 +46,10 @@ def _configuration(settings: Settings) -> str:
 listen: {json.dumps(f"{settings.host}:{settings.nats_port}")}
 max_payload: {MAX_PAYLOAD_BYTES}
 jetstream {{ store_dir: {json.dumps(str(private_folder(settings.data_dir / "nats")))} }}
-{_tls(settings)}
+tls {{ {_tls(settings)}; handshake_first: true }}
 mqtt {{
   listen: {json.dumps(f"{settings.host}:{settings.mqtt_port}")}
-  {_tls(settings)}
+  tls {{ {_tls(settings)} }}
 }}
 authorization {{
   include {json.dumps(users_file(settings).name)}
@@ -61,4 +61,4 @@ def _tls(settings: Settings) -> str:
     own = server_certificate(settings)
     files = {"cert_file": own.cert, "key_file": own.key, "ca_file": own.ca}
     lines = "; ".join(f"{name}: {json.dumps(str(path))}" for name, path in files.items())
-    return f"tls {{ {lines}; verify_and_map: true; timeout: {TLS_TIMEOUT_S} }}"
+    return f"{lines}; verify_and_map: true; timeout: {TLS_TIMEOUT_S}"

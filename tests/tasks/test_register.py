@@ -36,9 +36,9 @@ def training(settings: FarmSettings) -> Training:
     return begin(settings, NAME, [], *write_tables(settings, NAME), SEED)
 
 
-def fitted(settings: FarmSettings, training: Training, algorithm: str) -> str:
-    """The run of a newly fitted candidate."""
-    return train_candidate(settings, training, algorithm, SEED).run_id
+def fitted(settings: FarmSettings, training: Training, algorithm: str, seed: int = SEED) -> str:
+    """The run of a fitted candidate."""
+    return train_candidate(settings, training, algorithm, seed).run_id
 
 
 def registered(settings: FarmSettings, run_id: str) -> RegisterResult:
@@ -105,7 +105,7 @@ def test_wrong_graph_is_refused(settings: FarmSettings, training: Training, monk
         return converted
 
     monkeypatch.setattr(candidates, "convert", spoilt)
-    run_id = fitted(settings, training, "xgboost")
+    run_id = fitted(settings, training, "xgboost", seed=SEED + 1)
     with pytest.raises(ParityError, match=r"differ by at most 0\.01 on 2000 held-out windows, got 0\.02"):
         prove(settings, NAME, run_id)
     assert not msgspec.json.decode(registry.run_artifact(settings, run_id, PARITY), type=Certificate).passed
@@ -118,7 +118,7 @@ def test_newest_training_is_the_default(settings: FarmSettings) -> None:
     versions = write_tables(settings, NAME)
     done = begin(settings, NAME, ["ridge"], *versions, SEED)
     result = finish(settings, done, [train_candidate(settings, done, "ridge", SEED)])
-    begin(settings, NAME, ["ridge"], *versions, SEED)
+    begin(settings, NAME, ["ridge"], *versions, SEED + 1)
     assert newest_best_run(settings, NAME) == result.best.run_id
 
 

@@ -277,3 +277,20 @@ def test_a_quarter_of_the_sample_has_gaps() -> None:
     assert len(rows) == len(set(rows.tolist())) == 40
     assert np.isnan(features[rows]).any(axis=1).sum() >= 10
     assert rows.max() > 900
+
+
+def test_same_content_is_trained_once(settings: FarmSettings) -> None:
+    """The same tables, recipe and seed give the runs that are there; a training that was killed goes on in its run."""
+    versions = write_tables(settings, NAME)
+    begun = begin(settings, NAME, ["ridge", "xgboost"], *versions, SEED + 1)
+    killed_after = train_candidate(settings, begun, "ridge", SEED + 1)
+    again = begin(settings, NAME, ["ridge", "xgboost"], *versions, SEED + 1)
+    assert again == begun
+    results = [train_candidate(settings, again, name, SEED + 1) for name in again.algorithms]
+    assert results[0] == killed_after
+    first = finish(settings, again, results)
+    parent = begin(settings, NAME, ["ridge", "xgboost"], *versions, SEED + 1)
+    second = finish(settings, parent, [train_candidate(settings, parent, name, SEED + 1) for name in again.algorithms])
+    assert second == first
+    other = begin(settings, NAME, ["ridge", "xgboost"], *versions, SEED + 2)
+    assert other.run_id != first.run_id
