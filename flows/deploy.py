@@ -38,8 +38,8 @@ def deploy(
         labels: Only targets with all these labels, each `key=value`; all where empty.
         deadline_seconds: A target that is not proved after so many seconds has failed.
     """
-    targets = select_targets(labels or [])
     released = release_version(recipe, version)
+    targets = select_targets(released, labels or [])
     began = time.monotonic()
     desired = ask_targets(released, targets)
     standings = await_proofs(released, desired, targets, deadline_seconds)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -106,9 +106,13 @@ def release_version(recipe: str, version: str) -> Released:
 
 
 @task(name="select targets", retries=2, retry_delay_seconds=5, timeout_seconds=120, tags=["lake"])
-def select_targets(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the targets that bear all these labels."""
-    return select(fleet.targets(Lake(Settings())), labels)
+def select_targets(released: Released, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the targets that the release is for and that bear all these labels."""
+    settings = Settings()
+    lake = Lake(settings)
+    profiles = releases.manifest_of(settings, released.published).profiles
+    served = {device for device, profile in fleet.devices(lake).items() if profile in profiles}
+    return select(fleet.targets(lake), labels, served)
 
 
 @task(name="ask targets", retries=2, retry_delay_seconds=5, timeout_seconds=600, tags=["broker"])
@@ -184,16 +188,25 @@ def build(settings: Settings, recipe: str, version: ModelVersion) -> Release:
     return Release(encode_manifest(manifest), graph, canary)
 
 
-def select(targets: Sequence[fleet.Target], labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the targets that bear all these labels; all targets where none are given.
+def select(targets: Sequence[fleet.Target], labels: Sequence[str], devices: Collection[str]) -> tuple[str, ...]:
+    """Return the names of the targets that bear all these labels (any where none are given) and serve a device.
+
+    Args:
+        targets: the fleet's.
+        labels: each `key=value`.
+        devices: those whose profiles the release can read.
 
     Raises:
         ReleaseError: there is none.
     """
-    chosen = tuple(target.name for target in targets if set(labels) <= set(target.labels))
+    serving = [target for target in targets if set(target.devices) & set(devices)]
+    chosen = tuple(target.name for target in serving if set(labels) <= set(target.labels))
     if not chosen:
-        wanted = f"with labels {', '.join(labels)}" if labels else "at all"
-        raise ReleaseError(f"expected edge targets {wanted}, got none of {len(targets)}: enrol targets first")
+        wanted = f" with labels {', '.join(labels)}" if labels else ""
+        raise ReleaseError(
+            f"expected edge targets{wanted} that serve devices of the release's profiles, got none of {len(targets)}: "
+            "enrol them with `fieldloop target add`"
+        )
     return chosen
 
 

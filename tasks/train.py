@@ -134,7 +134,14 @@ def begin_training(
     return begin(Settings(), recipe, algorithms, grid_version, windows_version, seed)
 
 
-@task(name="fit candidate", retries=1, retry_delay_seconds=10, timeout_seconds=3600, tags=["mlflow", "lake", "compute"])
+@task(
+    name="fit candidate",
+    task_run_name="fit {algorithm}",
+    retries=1,
+    retry_delay_seconds=10,
+    timeout_seconds=3600,
+    tags=["mlflow", "lake", "compute"],
+)
 def fit_candidate(training: Training, algorithm: str, seed: int) -> CandidateResult:
     """Fit one candidate and log it as a run below the parent."""
     return train_candidate(Settings(), training, algorithm, seed)

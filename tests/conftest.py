@@ -5,10 +5,14 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from fieldloop.cli.demo import Demo, run_demo
 from fieldloop.stores.settings import Settings
 from infra.local import broker as broker_service
 from infra.local import platform as platform_services
@@ -17,6 +21,8 @@ from infra.local.authority import make_authority
 from infra.local.keys import make_secrets
 from infra.local.stack import Spec, start_stack, stop_stack
 
+HISTORY = datetime(2014, 12, 1, tzinfo=UTC), datetime(2015, 2, 1, tzinfo=UTC)
+LIVE = datetime(2015, 1, 20, tzinfo=UTC), datetime(2015, 2, 1, tzinfo=UTC)
 PORTS = ("store_port", "nats_port", "mqtt_port", "prefect_port", "mlflow_port")
 
 
@@ -68,6 +74,25 @@ def platform_environment(platform: Settings, monkeypatch: pytest.MonkeyPatch) ->
     for name, value in platform.environment().items():
         monkeypatch.setenv(name, value)
     return platform
+
+
+@dataclass(frozen=True)
+class Looped:
+    """A platform of its own on which the demonstration has run once, on two months."""
+
+    settings: Settings
+    demo: Demo
+
+
+@pytest.fixture(scope="session")
+def looped(free_settings: Callable[..., Settings]) -> Iterator[Looped]:
+    """Take two months of four turbines once round the whole loop, agents and all."""
+    settings = free_settings()
+    platform_services.up(settings, lambda _: None, lambda _names, _seconds: None)
+    try:
+        yield Looped(settings, run_demo(settings, Console(stderr=True), HISTORY, LIVE))
+    finally:
+        platform_services.down(settings)
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ from infra.local.turbines import source_readings
 RECIPE: Final = "turbine-power"
 PROFILE: Final = "senvion-mm82"
 TURBINES: Final = ("R80711", "R80721", "R80736", "R80790")
+Span = tuple[datetime, datetime]
 HISTORY: Final = (datetime(2014, 1, 1, tzinfo=UTC), datetime(2016, 1, 1, tzinfo=UTC))
 LIVE: Final = (datetime(2015, 12, 1, tzinfo=UTC), datetime(2016, 1, 1, tzinfo=UTC))
 QUIET_S: Final = 4.0
@@ -61,8 +62,14 @@ class Demo:
             self.wrong.append(otherwise)
 
 
-def run_demo(settings: Settings, console: Console) -> Demo:
+def run_demo(settings: Settings, console: Console, history: Span = HISTORY, live: Span = LIVE) -> Demo:
     """Go once round the loop; the platform must be up.
+
+    Args:
+        settings: where the platform is.
+        console: is told what happens.
+        history: event times that are replayed before the loop.
+        live: event times, the last of them, that are sent once more when the agents run.
 
     Raises:
         FieldloopError: a step failed; says which, and where to look.
@@ -70,11 +77,11 @@ def run_demo(settings: Settings, console: Console) -> Demo:
     demo = Demo()
     console.print("enrolling four turbines", soft_wrap=True)
     enrol_devices(settings, TURBINES, PROFILE)
-    with _replaying(settings, "history", *HISTORY) as history:
-        console.print("two years of four turbines go to the broker (MQTT, QoS 1), and through the loop", soft_wrap=True)
+    with _replaying(settings, "history", history) as replay:
+        console.print(f"{_span(history)} of four turbines goes to the broker (MQTT, QoS 1) and through the loop")
         with ThreadPoolExecutor(1) as pool:
             loop = pool.submit(_run, settings, console, "lifecycle", {"recipe": RECIPE, "quiet_seconds": QUIET_S})
-            sent = history.wait()
+            sent = replay.wait()
             _start_agents(settings)
             console.print("  four edge targets are enrolled, their agents run", soft_wrap=True)
             demo.lifecycle = loop.result()
@@ -83,16 +90,16 @@ def run_demo(settings: Settings, console: Console) -> Demo:
     for row in runs.table(settings, demo.lifecycle, "lifecycle"):
         demo.add(row["stage"], row["outcome"], seconds.pop(row["stage"], None))
 
-    console.print("the turbines send December 2015 once more, live for the agents", soft_wrap=True)
-    with _replaying(settings, "live", *LIVE) as live:
-        sent = live.wait()
+    console.print(f"the turbines send {_span(live)} once more, live for the agents", soft_wrap=True)
+    with _replaying(settings, "live", live) as replay:
+        sent = replay.wait()
     demo.add("turbines, live", _sent(sent), sent["seconds"])
     with ThreadPoolExecutor(2) as pool:
         monitored = pool.submit(_run, settings, console, "monitor", {"recipe": RECIPE, "quiet_seconds": QUIET_S})
         acquired = pool.submit(_run, settings, console, "acquire", {})
         _judge_predictions(settings, demo, monitored.result())
         acquired.result()
-    _judge_lake(settings, demo)
+    _judge_lake(settings, demo, history)
     return demo
 
 
@@ -145,7 +152,7 @@ class _Replay:
 
 
 @contextmanager
-def _replaying(settings: Settings, name: str, start: datetime, until: datetime) -> Iterator[_Replay]:
+def _replaying(settings: Settings, name: str, span: Span) -> Iterator[_Replay]:
     """Start the turbines; whatever happens, none is left running."""
     log = settings.data_dir / "logs" / f"turbines-{name}.log"
     certificates = settings.certificate("device", TURBINES[0])
@@ -153,7 +160,7 @@ def _replaying(settings: Settings, name: str, start: datetime, until: datetime) 
         *(sys.executable, "-m", "infra.local.turbines", "--devices", ",".join(TURBINES)),
         *("--certificates", str(certificates.cert.parents[1]), "--ca", str(certificates.ca)),
         *("--host", settings.host, "--port", str(settings.mqtt_port)),
-        *("--from", f"{start:%Y-%m-%d}", "--until", f"{until:%Y-%m-%d}"),
+        *("--from", f"{span[0]:%Y-%m-%d}", "--until", f"{span[1]:%Y-%m-%d}"),
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=settings.root, env=base_environment(), stdout=output, stderr=output)
@@ -185,17 +192,22 @@ def _start_agents(settings: Settings) -> None:
     start_stack(settings, platform.EDGE, specs)
 
 
+def _span(span: Span) -> str:
+    return f"{span[0]:%Y-%m-%d} to {span[1]:%Y-%m-%d}"
+
+
 def _sent(summary: dict[str, Any]) -> str:
     return f"{summary['records']:,} records with {summary['readings']:,} values in {summary['messages']:,} messages"
 
 
-def _judge_lake(settings: Settings, demo: Demo) -> None:
+def _judge_lake(settings: Settings, demo: Demo, span: Span) -> None:
     """Hold the table `readings` against the source's own distinct readings."""
     lake = Lake(settings)
-    rows = lake.scan("readings").filter(pl.col("device").is_in(TURBINES)).select(pl.len()).collect().item()
+    sent = pl.col("device").is_in(TURBINES) & pl.col("event_time").is_between(*span, closed="left")
+    rows = lake.scan("readings").filter(sent).select(pl.len()).collect().item()
     quarantined = lake.scan("quarantine").select(pl.len()).collect().item()
     duplicates = sum(int(commit.get("duplicates", 0)) for commit in lake.metadata("readings"))
-    distinct = len(source_readings(*HISTORY))
+    distinct = len(source_readings(*span))
     demo.add("lake", f"{rows:,} readings; the source has {distinct:,} distinct ones")
     demo.add("lake", f"{duplicates:,} duplicates dropped, {quarantined:,} rows in quarantine")
     demo.require(rows == distinct, f"the lake has {rows:,} readings, the source {distinct:,}")

@@ -32,6 +32,7 @@ class Fieldloop(typer.Typer):
         logging.getLogger("asyncio").setLevel(
             logging.ERROR
         )  # it remarks upon every TLS connection that a server closes
+        logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every TLS connection that the broker ends
         try:
             super().__call__()
         except FieldloopError as exc:

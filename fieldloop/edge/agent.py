@@ -137,7 +137,6 @@ class Agent:
             config.broker,
             name=config.target,
             tls=_tls(self._folder, config),
-            tls_handshake_first=True,
             inbox_prefix=f"_INBOX.{config.target}",
             max_reconnect_attempts=-1,
             reconnect_time_wait=random.uniform(*RECONNECT_S),  # noqa: S311 - jitter

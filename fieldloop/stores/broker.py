@@ -56,7 +56,6 @@ async def connect(settings: Settings, certificate: Certificate, name: str) -> Cl
         return await nats.connect(
             settings.nats_endpoint,
             tls=context,
-            tls_handshake_first=True,
             name=name,
             connect_timeout=CONNECT_TIMEOUT_S,
             max_reconnect_attempts=RECONNECTS,

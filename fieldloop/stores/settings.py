@@ -55,7 +55,7 @@ class Settings(BaseSettings):
         prefect_port: Prefect server's port.
         mlflow_port: MLflow server's port.
         store_url: an outside object store, for instance `https://s3.example.org`; `up` then starts none.
-        nats_url: an outside broker, for instance `tls://broker.example.org:4222`, with `handshake_first` in its TLS.
+        nats_url: an outside broker, for instance `tls://broker.example.org:4222`.
         mqtt_url: its MQTT listener, for instance `mqtts://broker.example.org:8883`.
         prefect_url: an outside Prefect server, without `/api`.
         mlflow_url: an outside MLflow server.

@@ -46,7 +46,7 @@ def _configuration(settings: Settings) -> str:
 listen: {json.dumps(f"{settings.host}:{settings.nats_port}")}
 max_payload: {MAX_PAYLOAD_BYTES}
 jetstream {{ store_dir: {json.dumps(str(private_folder(settings.data_dir / "nats")))} }}
-tls {{ {_tls(settings)}; handshake_first: true }}
+tls {{ {_tls(settings)} }}
 mqtt {{
   listen: {json.dumps(f"{settings.host}:{settings.mqtt_port}")}
   tls {{ {_tls(settings)} }}

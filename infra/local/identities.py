@@ -163,17 +163,17 @@ def _accepted(settings: Settings, kind: CertificateKind, certificate: Certificat
 def _nats_accepts(settings: Settings, context: ssl.SSLContext) -> bool:
     """Say CONNECT and PING, hope for PONG: https://docs.nats.io/reference/reference-protocols/nats-protocol."""
     url = urlsplit(settings.nats_endpoint)
-    with (
-        socket.create_connection((url.hostname or "", url.port or 4222), timeout=ACCEPT_TIMEOUT_S) as plain,
-        context.wrap_socket(plain, server_hostname=url.hostname) as secure,
-    ):
-        secure.sendall(b'CONNECT {"verbose":false,"tls_required":true}\r\nPING\r\n')
-        answer = b""
-        while chunk := secure.recv(4096):
-            answer += chunk
-            if b"PONG" in answer or b"-ERR" in answer:
-                break
-        return b"PONG" in answer
+    with socket.create_connection((url.hostname or "", url.port or 4222), timeout=ACCEPT_TIMEOUT_S) as plain:
+        while not plain.recv(4096).endswith(b"\r\n"):  # INFO, in the clear
+            pass
+        with context.wrap_socket(plain, server_hostname=url.hostname) as secure:
+            secure.sendall(b'CONNECT {"verbose":false,"tls_required":true}\r\nPING\r\n')
+            answer = b""
+            while chunk := secure.recv(4096):
+                answer += chunk
+                if b"PONG" in answer or b"-ERR" in answer:
+                    break
+            return b"PONG" in answer
 
 
 def _mqtt_accepts(settings: Settings, context: ssl.SSLContext) -> bool:

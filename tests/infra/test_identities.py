@@ -208,7 +208,6 @@ async def _with_context(
     agent = await client.connect(
         settings.nats_endpoint,
         tls=context,
-        tls_handshake_first=True,
         inbox_prefix=f"_INBOX.{name}".encode(),
         allow_reconnect=False,
         max_reconnect_attempts=0,

@@ -40,6 +40,7 @@ def gateways(platform: Settings) -> Iterator[tuple[Gateway, ...]]:
     """Two enrolled targets, north and south, with their agents running."""
     made = tuple(enrol(platform, name) for name in ("deploy-north", "deploy-south"))
     targets = [Target(g.target, (g.device,), (f"site={g.target.removeprefix('deploy-')}", "plant=toy")) for g in made]
+    fleet.add_devices(Lake(platform), [gateway.device for gateway in made], "toy")
     fleet.add_targets(platform, Lake(platform), targets)
     for gateway in made:
         gateway.start()
@@ -73,15 +74,16 @@ def test_a_version_that_is_not_there_is_named(platform: Settings) -> None:
         release(platform, "no-such-model", "champion")
 
 
-def test_targets_are_chosen_by_all_their_labels() -> None:
-    """No labels choose all; no match is an error that names them."""
-    targets = (Target("a", (), ("site=n", "x=1")), Target("b", (), ("site=s", "x=1")))
-    assert select(targets, []) == ("a", "b")
-    assert select(targets, ["x=1", "site=s"]) == ("b",)
-    with pytest.raises(ReleaseError, match="site=w, got none of 2"):
-        select(targets, ["site=w"])
-    with pytest.raises(ReleaseError, match="enrol targets first"):
-        select((), [])
+def test_targets_are_chosen_by_devices_and_labels() -> None:
+    """A target counts if it serves a device that the release can read; no labels choose all of these."""
+    targets = (Target("a", ("d1",), ("site=n", "x=1")), Target("b", ("d2", "d9"), ("site=s", "x=1")), Target("c", ()))
+    assert select(targets, [], {"d1", "d2"}) == ("a", "b")
+    assert select(targets, ["x=1", "site=s"], {"d1", "d2"}) == ("b",)
+    assert select(targets, ["x=1"], {"d1"}) == ("a",)
+    with pytest.raises(ReleaseError, match="site=w that serve devices of the release's profiles, got none of 3"):
+        select(targets, ["site=w"], {"d1", "d2"})
+    with pytest.raises(ReleaseError, match="fieldloop target add"):
+        select((), [], {"d1"})
 
 
 def test_the_flow_ends_when_every_target_has_proved(
@@ -101,7 +103,9 @@ def test_the_flow_fails_naming_targets_that_refuse_or_are_silent(
     platform_environment: Settings, version: registry.ModelVersion, gateways: tuple[Gateway, ...]
 ) -> None:
     """One target proves, one never speaks: the run fails with the silent one's name."""
-    fleet.add_targets(platform_environment, Lake(platform_environment), [Target("deploy-mute", ("x",), ("mute=1",))])
+    fleet.add_devices(Lake(platform_environment), ["mute"], "toy")
+    mute = Target("deploy-mute", ("mute",), ("mute=1",))
+    fleet.add_targets(platform_environment, Lake(platform_environment), [mute])
     with (
         temporary_settings({PREFECT_API_URL: platform_environment.prefect_api}),
         pytest.raises(ReleaseError, match="1 targets are not proved: deploy-mute silent: has never reported"),
