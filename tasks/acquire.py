@@ -29,6 +29,7 @@ from fieldloop.stores.settings import Settings
 APPLICATION = "acquire/readings"  # of the application transactions; its version is a stream sequence
 CONSUMER = "lake"
 KEY = ("device", "metric", "event_time")
+STORED = ("device", "event_time", "metric")  # what a message brought stays together: smallest, see compaction
 
 QuietSeconds = Annotated[float, Field(ge=0, le=600)]
 
@@ -200,10 +201,11 @@ def new_readings(snapshot: Snapshot, rows: pl.DataFrame) -> pl.DataFrame:
     """Return the first of each (device, metric, event time) that the table does not have yet, sorted for storage."""
     unique = rows.unique(KEY, keep="first", maintain_order=True)
     if len(unique):
-        months, devices = unique["month"].unique(), unique["device"].unique()
-        stored = snapshot.scan().filter(pl.col("month").is_in(months), pl.col("device").is_in(devices))
+        first, last = unique.select(pl.col("event_time").min(), last=pl.col("event_time").max()).row(0)
+        span = pl.col("event_time").is_between(first, last) & pl.col("year").is_between(first.year, last.year)
+        stored = snapshot.scan().filter(span, pl.col("device").is_in(unique["device"].unique().implode()))
         unique = unique.join(stored.select(KEY).collect(), on=KEY, how="anti")
-    return unique.sort(KEY)
+    return unique.sort(STORED)
 
 
 def _frame(profile: Profile, messages: Messages, readings: Readings, replay: int) -> pl.DataFrame:
@@ -218,7 +220,7 @@ def _frame(profile: Profile, messages: Messages, readings: Readings, replay: int
             "value": readings.value,
             "sequence": messages.sequence[readings.message],
             "replay": np.full(len(readings), replay),
-            "month": event_time.dt.strftime("%Y-%m"),
+            "year": event_time.dt.year(),
         },
         schema=SCHEMAS["readings"],
     )

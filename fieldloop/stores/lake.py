@@ -23,7 +23,7 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "value": pl.Float64,
         "sequence": pl.Int64,
         "replay": pl.Int64,  # the replay out of quarantine that brought it; 0 for what landed as it came
-        "month": pl.String,
+        "year": pl.Int32,
     },
     "quarantine": {
         "device": pl.String,
@@ -59,10 +59,10 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "validated_at": TIME,
     },
 }
-PARTITIONS: Final = {"readings": ["month"]}
+PARTITIONS: Final = {"readings": ["year"]}
+DELTA_ENCODED: Final = ("event_time", "arrival_time", "sequence", "step_time", "end_time")
 METADATA_PREFIX: Final = "fieldloop."
 
-_DELTA_ENCODED: Final = ("event_time", "arrival_time", "sequence", "step_time", "end_time")
 _ZSTD_LEVEL: Final = 3
 
 
@@ -91,10 +91,14 @@ class Snapshot:
 
 
 class Lake:
-    """The tables of one installation; holds no connection, only where they are and the rights to them."""
+    """The tables of one installation; holds no connection, only where they are and the rights to them.
+
+    Attributes:
+        options: what Delta and Polars need to reach the tables; has secrets in it.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._options = objects.delta_options(settings)
+        self.options = objects.delta_options(settings)
 
     def uri(self, table: str) -> str:
         """Return the table's address."""
@@ -112,7 +116,7 @@ class Lake:
             StoreError: the store refuses or does not answer, or there is no such version.
         """
         try:
-            return DeltaTable(self.uri(table), version=version, storage_options=self._options)
+            return DeltaTable(self.uri(table), version=version, storage_options=self.options)
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as exc:
@@ -126,7 +130,7 @@ class Lake:
         """
         handle = self.open(table, version)
         if handle is not None:
-            return pl.scan_delta(handle, storage_options=self._options)
+            return pl.scan_delta(handle, storage_options=self.options)
         if table in SCHEMAS and version is None:
             return pl.LazyFrame(schema=SCHEMAS[table])
         raise StoreError(f"table {table!r} does not exist: run the flow that makes it")
@@ -137,7 +141,7 @@ class Lake:
         Raises:
             StoreError: the store refuses or does not answer.
         """
-        return Snapshot(table, self.open(table), self._options)
+        return Snapshot(table, self.open(table), self.options)
 
     def transaction(self, table: str, application: str) -> int:
         """Return the last transaction that an application committed to a table; 0 where there is none."""
@@ -205,9 +209,9 @@ class Lake:
                 mode=mode,
                 schema_mode="overwrite" if mode == "overwrite" else None,
                 partition_by=PARTITIONS.get(table) if handle is None else None,
-                storage_options=self._options,
+                storage_options=self.options,
                 commit_properties=properties,
-                writer_properties=_writer(frame),
+                writer_properties=writer_properties(frame),
             )
         except CommitFailedError as exc:
             raise StoreError(
@@ -227,11 +231,11 @@ def _own_metadata(entry: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _writer(frame: pl.DataFrame) -> WriterProperties:
-    """Timestamps and positions as differences, everything else by dictionary, all under zstd."""
+def writer_properties(frame: pl.DataFrame) -> WriterProperties:
+    """Return how a commit is encoded: times and positions as differences, the rest by dictionary, all under zstd."""
     delta = ColumnProperties(dictionary_enabled=False, encoding="DELTA_BINARY_PACKED")
     return WriterProperties(
         compression="ZSTD",
         compression_level=_ZSTD_LEVEL,
-        column_properties={name: delta for name in _DELTA_ENCODED if name in frame.columns} or None,
+        column_properties={name: delta for name in DELTA_ENCODED if name in frame.columns} or None,
     )
