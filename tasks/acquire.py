@@ -82,7 +82,7 @@ def acquire(settings: Settings, quiet_s: float = 0) -> Acquired:
     lake = Lake(settings)
     after = lake.transaction("readings", APPLICATION)
     committer = _Committer(lake, Decoder(lake, settings.root))
-    drained = broker.drain(settings, broker.READINGS, CONSUMER, after, committer.commit, quiet_s)
+    drained = broker.drain(settings, broker.READINGS, CONSUMER, after, committer.prepare, committer.commit, quiet_s)
     return Acquired(
         messages=drained.messages,
         readings=committer.readings,
@@ -109,11 +109,15 @@ class _Committer:
     first: datetime | None = None
     last: datetime | None = None
 
-    def commit(self, messages: Messages, subjects: Sequence[str]) -> None:
+    def prepare(self, messages: Messages, subjects: Sequence[str]) -> "_Decoded":
+        """Decode one batch."""
+        return _Decoded(messages, subjects, *self.decoder.decode(messages))
+
+    def commit(self, decoded: "_Decoded") -> None:
         """Bring one batch into the lake; when this returns, it is there."""
-        rows, rejects = self.decoder.decode(messages)
+        messages, rows, rejects = decoded.messages, decoded.rows, decoded.rejects
         transaction = (APPLICATION, int(messages.sequence[-1]))
-        self.quarantined += quarantine(self.lake, messages, subjects, rejects, APPLICATION)
+        self.quarantined += quarantine(self.lake, messages, decoded.subjects, rejects, APPLICATION)
         snapshot = self.lake.snapshot("readings")
         fresh = new_readings(snapshot, rows)
         figures = {
@@ -140,6 +144,16 @@ class _Committer:
             first, last = fresh.select(pl.col("event_time").min(), last=pl.col("event_time").max()).row(0)
             self.first = min(first, self.first or first)
             self.last = max(last, self.last or last)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A batch of messages, the rows of table `readings` in them, and what was refused."""
+
+    messages: Messages
+    subjects: Sequence[str]
+    rows: pl.DataFrame
+    rejects: list[Reject]
 
 
 class Decoder:
@@ -199,13 +213,26 @@ class Decoder:
 
 def new_readings(snapshot: Snapshot, rows: pl.DataFrame) -> pl.DataFrame:
     """Return the first of each (device, metric, event time) that the table does not have yet, sorted for storage."""
-    unique = rows.unique(KEY, keep="first", maintain_order=True)
+    unique = _distinct(rows)
     if len(unique):
         first, last = unique.select(pl.col("event_time").min(), last=pl.col("event_time").max()).row(0)
         span = pl.col("event_time").is_between(first, last) & pl.col("year").is_between(first.year, last.year)
         stored = snapshot.scan().filter(span, pl.col("device").is_in(unique["device"].unique().implode()))
-        unique = unique.join(stored.select(KEY).collect(), on=KEY, how="anti")
-    return unique.sort(STORED)
+        unique = unique.join(stored.select(KEY).collect(), on=KEY, how="anti", maintain_order="left")
+    return unique
+
+
+def _distinct(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the first of each (device, metric, event time), sorted for storage.
+
+    Equal keys are neighbours once sorted; names are sorted as numbers, in a quarter of the time.
+    """
+    names = ("device", "metric")
+    ordered = rows.with_columns(pl.col(name).cast(pl.Enum(rows[name].unique().sort())) for name in names).sort(
+        STORED, maintain_order=True
+    )
+    repeated = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift()) for name in KEY)
+    return ordered.filter(~repeated).with_columns(pl.col(names).cast(pl.String))
 
 
 def _frame(profile: Profile, messages: Messages, readings: Readings, replay: int) -> pl.DataFrame:
