@@ -63,7 +63,7 @@ PARTITIONS: Final = {"readings": ["year"]}
 DELTA_ENCODED: Final = ("event_time", "arrival_time", "sequence", "step_time", "end_time")
 METADATA_PREFIX: Final = "fieldloop."
 
-_ZSTD_LEVEL: Final = 3
+_ZSTD_LEVEL: Final = 1  # commits are to be quick; compaction takes its time
 
 
 @dataclass(frozen=True)
