@@ -114,7 +114,11 @@ def collect(settings: Settings, quiet_s: float = 0) -> Collected:
     lake = Lake(settings)
     figures = np.zeros(3, dtype=np.int64)
 
-    def commit(messages: Messages, subjects: Sequence[str]) -> None:
+    def prepare(messages: Messages, subjects: Sequence[str]) -> tuple[Messages, Sequence[str]]:
+        return messages, subjects
+
+    def commit(batch: tuple[Messages, Sequence[str]]) -> None:
+        messages, subjects = batch
         rows, rejects = _decode(messages)
         refused = quarantine(lake, messages, subjects, rejects, APPLICATION)
         fresh = _new_predictions(lake, rows)
@@ -122,7 +126,8 @@ def collect(settings: Settings, quiet_s: float = 0) -> Collected:
         figures[:] += (len(fresh), len(rows) - len(fresh), refused)
         logger.info("%s predictions, %s already there, %s messages refused", *figures)
 
-    broker.drain(settings, broker.PREDICTIONS, CONSUMER, lake.transaction("predictions", APPLICATION), commit, quiet_s)
+    after = lake.transaction("predictions", APPLICATION)
+    broker.drain(settings, broker.PREDICTIONS, CONSUMER, after, prepare, commit, quiet_s)
     return Collected(*(int(figure) for figure in figures))
 
 

@@ -123,19 +123,30 @@ def device_grid(
     return table, windows
 
 
-def _passed(lake: Lake) -> dict[str, int]:
-    """Return the devices whose newest validation they passed, and the position up to which it looked."""
+@dataclass(frozen=True)
+class _Validated:
+    """How far a device's readings are validated: the position in the stream, and the replay out of quarantine."""
+
+    sequence: int
+    replay: int
+
+
+def _passed(lake: Lake) -> dict[str, _Validated]:
+    """Return the devices whose newest validation they passed, and how far it looked."""
     newest = lake.scan("validations").sort("validated_at").group_by("device").last().filter("passed")
-    return dict(newest.select("device", "last_sequence").collect().iter_rows())
+    rows = newest.select("device", "last_sequence", "last_replay").collect().iter_rows()
+    return {device: _Validated(sequence, replay) for device, sequence, replay in rows}
 
 
-def _readings(lake: Lake, version: int, device: str, until: int) -> pl.LazyFrame:
+def _readings(lake: Lake, version: int, device: str, until: _Validated) -> pl.LazyFrame:
     """Return a device's validated readings."""
-    return lake.scan("readings", version).filter(pl.col("device") == device, pl.col("sequence") <= until)
+    return lake.scan("readings", version).filter(
+        pl.col("device") == device, pl.col("sequence") <= until.sequence, pl.col("replay") <= until.replay
+    )
 
 
 def _content_key(
-    lake: Lake, version: int, recipe: Recipe, profiles: Mapping[str, Profile], until: Mapping[str, int]
+    lake: Lake, version: int, recipe: Recipe, profiles: Mapping[str, Profile], until: Mapping[str, _Validated]
 ) -> str:
     """Return a digest of everything that the tables follow from; unlike versions, re-sent readings do not change it."""
     content = {
@@ -156,7 +167,7 @@ def _newest(lake: Lake, recipe: str, key: str) -> tuple[int, int] | None:
 
 
 def _make(
-    lake: Lake, version: int, recipe: Recipe, profiles: Mapping[str, Profile], until: Mapping[str, int], key: str
+    lake: Lake, version: int, recipe: Recipe, profiles: Mapping[str, Profile], until: Mapping[str, _Validated], key: str
 ) -> tuple[int, int]:
     grids, windows = [], []
     for device, profile in profiles.items():

@@ -9,7 +9,7 @@ are judged again with all that came since as soon as there is more of them or th
 import hashlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,11 +45,21 @@ TIMEOUT_S: Final = 1800
 
 @dataclass(frozen=True)
 class Span:
-    """One device's new readings: positions in the broker's stream, `after` exclusive, `until` inclusive."""
+    """One device's new readings.
+
+    Attributes:
+        device: the device.
+        after: position in the broker's stream behind which they begin.
+        until: position of the last.
+        replayed_after: replay out of quarantine behind which what it brought is new, whatever its position.
+        replayed_until: the last such replay.
+    """
 
     device: str
     after: int
     until: int
+    replayed_after: int = 0
+    replayed_until: int = 0
 
 
 @dataclass(frozen=True)
@@ -288,37 +298,41 @@ def _contract_of_last_run(lake: Lake, profile: str) -> str | None:
 
 
 def _newest(lake: Lake) -> pl.DataFrame:
-    """Return a row a device: its newest outcome and `passed_until`, the last position with which it passed."""
-    passed_until = pl.col("last_sequence").filter(pl.col("passed")).max().alias("passed_until")
+    """Return a row a device: its newest outcome, the last position and the last replay with which it passed."""
+    passed = pl.col("last_sequence", "last_replay").filter(pl.col("passed")).max().name.prefix("passed_")
     ordered = lake.scan("validations").sort("validated_at").group_by("device")
-    return ordered.agg(pl.exclude("device").last(), passed_until=passed_until).sort("device").collect()
+    return ordered.agg(pl.exclude("device").last(), passed).sort("device").collect()
 
 
 def _received(lake: Lake, version: int | None) -> pl.DataFrame:
-    """Return a row a device: `until`, the last position that it has in the lake."""
-    until = pl.col("sequence").max().alias("until")
-    return lake.scan("readings", version).group_by("device").agg(until).sort("device").collect()
+    """Return a row a device: `until` and `replayed_until`, the last position and replay that it has in the lake."""
+    last = {"until": pl.col("sequence").max(), "replayed_until": pl.col("replay").max()}
+    return lake.scan("readings", version).group_by("device").agg(**last).sort("device").collect()
 
 
 def _spans(received: pl.DataFrame, newest: pl.DataFrame, mended: bool) -> tuple[Span, ...]:
     """Return what is to be judged: devices with new readings, and after a changed profile those that had failed."""
-    state = received.join(newest.select("device", "passed", "last_sequence", "passed_until"), on="device", how="left")
-    is_new = pl.col("last_sequence").is_null() | (pl.col("until") > pl.col("last_sequence"))
+    state = received.join(newest, on="device", how="left")
+    later = (pl.col("until") > pl.col("last_sequence")) | (pl.col("replayed_until") > pl.col("last_replay"))
+    is_new = pl.col("last_sequence").is_null() | later
     due = state.filter(is_new | (~pl.col("passed") & pl.lit(mended))).sort("device")
-    rows = due.select("device", pl.col("passed_until").fill_null(0), "until").iter_rows()
-    return tuple(Span(*row) for row in rows)
+    after = {"after": "passed_last_sequence", "replayed_after": "passed_last_replay"}
+    rows = due.select(
+        "device", "until", "replayed_until", **{name: pl.col(column).fill_null(0) for name, column in after.items()}
+    )
+    return tuple(Span(**row) for row in rows.to_dicts())
 
 
 def _read(lake: Lake, new: NewReadings) -> pl.DataFrame:
     """Return the readings of all spans: device, metric, event_time, value."""
-    schema = {"device": pl.String, "after": pl.Int64, "until": pl.Int64}
-    spans = pl.DataFrame([(span.device, span.after, span.until) for span in new.spans], schema=schema, orient="row")
-    first = min(span.after for span in new.spans)
+    spans = pl.LazyFrame([asdict(span) for span in new.spans])
+    came = (pl.col("sequence") > min(span.after for span in new.spans)) | (pl.col("replay") > 0)
+    unjudged = (pl.col("sequence") > pl.col("after")) | (pl.col("replay") > pl.col("replayed_after"))
     return (
         lake.scan("readings", new.table_version)
-        .filter(pl.col("sequence") > first)
-        .join(spans.lazy(), on="device")
-        .filter(pl.col("sequence") > pl.col("after"), pl.col("sequence") <= pl.col("until"))
+        .filter(came)
+        .join(spans, on="device")
+        .filter(unjudged, pl.col("sequence") <= pl.col("until"), pl.col("replay") <= pl.col("replayed_until"))
         .select("device", "metric", "event_time", "value")
         .collect()
     )
@@ -361,10 +375,19 @@ def _outcomes(new: NewReadings, verdict: Verdict) -> pl.DataFrame:
     reasons = {bad.device: bad.reason for bad in verdict.set_aside}
     now = datetime.now(UTC)
     rows = [
-        (new.run_id, device, device not in reasons, until, reasons.get(device, ""), verdict.report_url, now)
-        for device, until in ((span.device, span.until) for span in new.spans)
+        {
+            "run_id": new.run_id,
+            "device": span.device,
+            "passed": span.device not in reasons,
+            "last_sequence": span.until,
+            "last_replay": span.replayed_until,
+            "reason": reasons.get(span.device, ""),
+            "report_url": verdict.report_url,
+            "validated_at": now,
+        }
+        for span in new.spans
     ]
-    return pl.DataFrame(rows, schema=SCHEMAS["validations"], orient="row")
+    return pl.DataFrame(rows, schema=SCHEMAS["validations"])
 
 
 def _result(new: NewReadings, verdict: Verdict) -> ValidateResult:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from fieldloop.cli import quarantine
 from fieldloop.domain.errors import FieldloopError, ServiceError
 from fieldloop.stores.settings import Settings
 from infra.local import minio, platform
@@ -55,6 +56,7 @@ device = typer.Typer(help="The devices that publish readings.", no_args_is_help=
 target = typer.Typer(help="The edge targets that run models.", no_args_is_help=True)
 app.add_typer(device, name="device")
 app.add_typer(target, name="target")
+app.add_typer(quarantine.app, name="quarantine")
 
 
 @app.command()

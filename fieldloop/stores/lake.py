@@ -1,6 +1,7 @@
 """The lake: Delta tables on the object store, written with application transactions and read with Polars."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import polars as pl
@@ -21,7 +22,8 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "arrival_time": TIME,
         "value": pl.Float64,
         "sequence": pl.Int64,
-        "month": pl.String,
+        "replay": pl.Int64,  # the replay out of quarantine that brought it; 0 for what landed as it came
+        "year": pl.Int32,
     },
     "quarantine": {
         "device": pl.String,
@@ -31,6 +33,7 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "subject": pl.String,
         "arrival_time": TIME,
         "sequence": pl.Int64,
+        "replay": pl.Int64,  # the replay that this row came out of; 0 for what was refused as it came
         "payload": pl.Binary,
     },
     "predictions": {
@@ -50,23 +53,52 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "device": pl.String,
         "passed": pl.Boolean,
         "last_sequence": pl.Int64,
+        "last_replay": pl.Int64,
         "reason": pl.String,
         "report_url": pl.String,
         "validated_at": TIME,
     },
 }
-PARTITIONS: Final = {"readings": ["month"]}
+PARTITIONS: Final = {"readings": ["year"]}
+DELTA_ENCODED: Final = ("event_time", "arrival_time", "sequence", "step_time", "end_time")
 METADATA_PREFIX: Final = "fieldloop."
 
-_DELTA_ENCODED: Final = ("event_time", "arrival_time", "sequence", "step_time", "end_time")
-_ZSTD_LEVEL: Final = 3
+_ZSTD_LEVEL: Final = 1  # commits are to be quick; compaction takes its time
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A table as it was when it was looked at: what was found in it can decide what is appended to it.
+
+    Attributes:
+        table: the table's name.
+        handle: the version looked at; None where there was no such table yet.
+    """
+
+    table: str
+    handle: DeltaTable | None
+    _options: dict[str, str] = field(repr=False)
+
+    def scan(self) -> pl.LazyFrame:
+        """Return the rows of that version."""
+        if self.handle is None:
+            return pl.LazyFrame(schema=SCHEMAS[self.table])
+        return pl.scan_delta(self.handle, storage_options=self._options)
+
+    def transaction(self, application: str) -> int:
+        """Return the last transaction that an application had committed; 0 where there was none."""
+        return 0 if self.handle is None else self.handle.transaction_version(application) or 0
 
 
 class Lake:
-    """The tables of one installation; holds no connection, only where they are and the rights to them."""
+    """The tables of one installation; holds no connection, only where they are and the rights to them.
+
+    Attributes:
+        options: what Delta and Polars need to reach the tables; has secrets in it.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._options = objects.delta_options(settings)
+        self.options = objects.delta_options(settings)
 
     def uri(self, table: str) -> str:
         """Return the table's address."""
@@ -84,7 +116,7 @@ class Lake:
             StoreError: the store refuses or does not answer, or there is no such version.
         """
         try:
-            return DeltaTable(self.uri(table), version=version, storage_options=self._options)
+            return DeltaTable(self.uri(table), version=version, storage_options=self.options)
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as exc:
@@ -98,15 +130,22 @@ class Lake:
         """
         handle = self.open(table, version)
         if handle is not None:
-            return pl.scan_delta(handle, storage_options=self._options)
+            return pl.scan_delta(handle, storage_options=self.options)
         if table in SCHEMAS and version is None:
             return pl.LazyFrame(schema=SCHEMAS[table])
         raise StoreError(f"table {table!r} does not exist: run the flow that makes it")
 
+    def snapshot(self, table: str) -> Snapshot:
+        """Return a table as it is now.
+
+        Raises:
+            StoreError: the store refuses or does not answer.
+        """
+        return Snapshot(table, self.open(table), self.options)
+
     def transaction(self, table: str, application: str) -> int:
         """Return the last transaction that an application committed to a table; 0 where there is none."""
-        handle = self.open(table)
-        return 0 if handle is None else handle.transaction_version(application) or 0
+        return self.snapshot(table).transaction(application)
 
     def append(
         self,
@@ -114,24 +153,36 @@ class Lake:
         frame: pl.DataFrame,
         transaction: tuple[str, int] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        snapshot: Snapshot | None = None,
+        unless: Sequence[str] = (),
     ) -> int:
         """Append rows, as one commit with its application transaction, and return the new version.
 
         A transaction that the table already has is not committed again: the call then changes nothing.
 
+        Args:
+            table: the table's name.
+            frame: the rows.
+            transaction: the application and its transaction.
+            metadata: kept with the commit.
+            snapshot: the version that decided which rows these are; the newest where left out.
+            unless: applications that must not have committed since the snapshot.
+
         Raises:
-            StoreError: another writer committed the same application's transaction at the same time.
+            StoreError: one of these, or another writer of the same application, committed in between.
         """
-        handle = self.open(table)
-        if handle is not None and transaction is not None:
-            committed = handle.transaction_version(transaction[0])
-            if committed is not None and committed >= transaction[1]:
-                return handle.version()
-        return self._write(table, handle, frame, "append", transaction, metadata)
+        base = snapshot or self.snapshot(table)
+        if base.handle is not None and transaction is not None and base.transaction(transaction[0]) >= transaction[1]:
+            return base.handle.version()
+        # Committing an application's transaction anew as it was makes Delta hold the two writers apart.
+        held = [(application, base.transaction(application)) for application in unless]
+        return self._write(
+            table, base.handle, frame, "append", [*([transaction] if transaction else []), *held], metadata
+        )
 
     def replace(self, table: str, frame: pl.DataFrame, metadata: Mapping[str, Any] | None = None) -> int:
         """Make these rows the table's newest version, older ones stay readable; return the version."""
-        return self._write(table, self.open(table), frame, "overwrite", None, metadata)
+        return self._write(table, self.open(table), frame, "overwrite", [], metadata)
 
     def metadata(self, table: str) -> list[dict[str, str]]:
         """Return what `append` and `replace` were given as metadata, newest commit first."""
@@ -144,12 +195,12 @@ class Lake:
         handle: DeltaTable | None,
         frame: pl.DataFrame,
         mode: Any,
-        transaction: tuple[str, int] | None,
+        transactions: Sequence[tuple[str, int]],
         metadata: Mapping[str, Any] | None,
     ) -> int:
         properties = CommitProperties(
             custom_metadata={f"{METADATA_PREFIX}{key}": str(value) for key, value in (metadata or {}).items()},
-            app_transactions=[Transaction(*transaction)] if transaction else None,
+            app_transactions=[Transaction(*transaction) for transaction in transactions] or None,
         )
         try:
             write_deltalake(
@@ -158,9 +209,9 @@ class Lake:
                 mode=mode,
                 schema_mode="overwrite" if mode == "overwrite" else None,
                 partition_by=PARTITIONS.get(table) if handle is None else None,
-                storage_options=self._options,
+                storage_options=self.options,
                 commit_properties=properties,
-                writer_properties=_writer(frame),
+                writer_properties=writer_properties(frame),
             )
         except CommitFailedError as exc:
             raise StoreError(
@@ -180,11 +231,11 @@ def _own_metadata(entry: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _writer(frame: pl.DataFrame) -> WriterProperties:
-    """Timestamps and positions as differences, everything else by dictionary, all under zstd."""
+def writer_properties(frame: pl.DataFrame) -> WriterProperties:
+    """Return how a commit is encoded: times and positions as differences, the rest by dictionary, all under zstd."""
     delta = ColumnProperties(dictionary_enabled=False, encoding="DELTA_BINARY_PACKED")
     return WriterProperties(
         compression="ZSTD",
         compression_level=_ZSTD_LEVEL,
-        column_properties={name: delta for name in _DELTA_ENCODED if name in frame.columns} or None,
+        column_properties={name: delta for name in DELTA_ENCODED if name in frame.columns} or None,
     )

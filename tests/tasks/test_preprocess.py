@@ -44,7 +44,7 @@ def payload(device: str, first: datetime, steps: int, seed: int) -> bytes:
 
 def validate(lake: Lake, device: str, passed: bool, until: int = 1_000_000) -> None:
     """Enter a verdict on the readings up to a position, as the flow *validate* does."""
-    row = (f"run-{datetime.now(UTC)}", device, passed, until, "", "", datetime.now(UTC))
+    row = (f"run-{datetime.now(UTC)}", device, passed, until, 0, "", "", datetime.now(UTC))
     lake.append("validations", pl.DataFrame([row], schema=SCHEMAS["validations"], orient="row"))
 
 

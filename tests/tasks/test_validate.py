@@ -81,7 +81,7 @@ class Fleet:
     def _batch(self, device: str, sequence: int, spoiled: Mapping[str, float | None]) -> pl.DataFrame:
         first = START + timedelta(minutes=10 * ROWS * sequence)
         rows = [
-            (device, metric, first + timedelta(minutes=10 * step), first, value, sequence, "2014-01")
+            (device, metric, first + timedelta(minutes=10 * step), first, value, sequence, 0, 2014)
             for step in range(ROWS)
             for metric in METRICS
             if (value := spoiled.get(metric, step % 17 + 1.0)) is not None

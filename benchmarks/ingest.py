@@ -1,0 +1,189 @@
+"""Messages a second from the broker into committed rows of the lake, exactly once, acknowledged after the commit.
+
+`single` messages carry one reading, `batched` ones a hundred. Peers, in the same run: the same stream read with nats-py
+and decoded a row at a time, without any storage; and the limit, the stream read off the socket and thrown away.
+"""
+
+import asyncio
+import json
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+from nats.js.api import AckPolicy, ConsumerConfig
+
+from benchmarks.figure import Figure
+from fieldloop.stores import broker, fleet
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.pull import Pulled, Puller
+from fieldloop.stores.settings import Settings
+from infra.local import broker as broker_service
+from infra.local import platform
+from infra.local import store as store_service
+from infra.local.authority import make_authority
+from infra.local.keys import make_secrets
+from infra.local.stack import start_stack, stop_stack
+from tasks.acquire import acquire
+
+DEVICES: Final = 50
+SINGLE_MESSAGES: Final = 600_000
+BATCHED_MESSAGES: Final = 30_000
+BATCHED_READINGS: Final = 100  # a message
+PEER_MESSAGES: Final = 60_000  # of single readings, for nats-py
+SYNC_MESSAGES: Final = 5_000  # published between two acknowledged ones, so that the broker is never overrun
+BEGIN_MS: Final = 1_700_000_000_000
+PROFILE: Final = """\
+name: bench
+description: One channel, as plain as can be
+manufacturer: none
+model: none
+format: json
+clock: {field: t, kind: epoch_ms}
+cadence: 1 s
+future_tolerance: 5 min
+channels:
+  - metric: temperature
+    field: c
+    source_unit: degC
+    unit: degC
+    range: [-100, 1000]
+    rule: mean
+    description: Temperature
+"""
+
+
+class _Settings(Settings):
+    """Settings with a profile of the benchmark's own."""
+
+    @property
+    def root(self) -> Path:
+        """The folder with `expectations/profiles`."""
+        return self.data_dir
+
+
+def measure() -> Figure:
+    """Drain both kinds of message from a fresh broker into a fresh lake."""
+    further: dict[str, Any] = {}
+    with _data_plane() as settings:
+        asyncio.run(_publish(settings, SINGLE_MESSAGES, 1, BEGIN_MS))
+        further["socket_limit_single"] = round(SINGLE_MESSAGES / _raw(settings, 0))
+        further["nats_py_single"] = round(PEER_MESSAGES / asyncio.run(_row_wise(settings, 0, PEER_MESSAGES)))
+        further["single"] = round(SINGLE_MESSAGES / _ingest(settings, SINGLE_MESSAGES))
+        after = SINGLE_MESSAGES
+        later_ms = BEGIN_MS + 10 * SINGLE_MESSAGES * 1000
+        readings = BATCHED_MESSAGES * BATCHED_READINGS
+        asyncio.run(_publish(settings, BATCHED_MESSAGES, BATCHED_READINGS, later_ms))
+        further["socket_limit_batched"] = round(readings / _raw(settings, after))
+        part = BATCHED_MESSAGES // 3
+        seconds = asyncio.run(_row_wise(settings, after, part))
+        further["nats_py_batched"] = round(part * BATCHED_READINGS / seconds)
+        further["batched"] = round(readings / _ingest(settings, readings))
+    return Figure(
+        figure=further["single"],
+        unit="messages/s",
+        peer="nats-py, decoded a row at a time, nothing stored",
+        ratio=round(further["single"] / further["nats_py_single"], 2),
+        further=further,
+    )
+
+
+@contextmanager
+def _data_plane() -> Iterator[Settings]:
+    with tempfile.TemporaryDirectory(prefix="fieldloop-") as folder, ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for each in held:
+            each.bind(("127.0.0.1", 0))
+        names = ("store_port", "nats_port", "mqtt_port")
+        ports = {name: each.getsockname()[1] for name, each in zip(names, held, strict=True)}
+        stack.close()
+        settings = _Settings.model_validate({"data_dir": folder, **ports})
+        profiles = settings.data_dir / "expectations" / "profiles"
+        profiles.mkdir(parents=True)
+        (profiles / "bench.yaml").write_text(PROFILE)
+        make_secrets(settings)
+        make_authority(settings)
+        start_stack(settings, platform.PLATFORM, [store_service.spec(settings), broker_service.spec(settings)])
+        try:
+            store_service.prepare(settings)
+            platform.prepare_broker(settings)
+            fleet.add_devices(Lake(settings), [f"dev-{number:04}" for number in range(DEVICES)], "bench")
+            yield settings
+        finally:
+            stop_stack(settings, platform.PLATFORM)
+
+
+async def _publish(settings: Settings, messages: int, readings: int, first_ms: int) -> None:
+    """Fill the stream; each device sends a reading a second."""
+    values = np.random.default_rng(7).integers(0, 400, messages * readings) / 10
+    async with broker.platform(settings) as (client, js):
+        for number in range(messages):
+            turn, device = divmod(number, DEVICES)
+            begin = first_ms + turn * readings * 1000
+            records = [{"t": begin + 1000 * place, "c": values[number * readings + place]} for place in range(readings)]
+            payload = json.dumps(records[0] if readings == 1 else records).encode()
+            subject = f"devices.dev-{device:04}.readings"
+            if number % SYNC_MESSAGES == SYNC_MESSAGES - 1 or number == messages - 1:
+                await js.publish(subject, payload)
+            else:
+                await client.publish(subject, payload)
+
+
+def _ingest(settings: Settings, readings: int) -> float:
+    """Acquire what is new; return the seconds it took, and check that every reading is there once."""
+    began = time.perf_counter()
+    acquired = acquire(settings)
+    seconds = time.perf_counter() - began
+    assert (acquired.readings, acquired.duplicates, acquired.quarantined) == (readings, 0, 0), acquired
+    stored = Lake(settings).scan("readings").filter(pl.col("event_time") >= acquired.first)
+    assert stored.select(pl.struct("device", "metric", "event_time").n_unique()).collect().item() == readings
+    return seconds
+
+
+def _raw(settings: Settings, after: int) -> float:
+    """Read the stream off the socket; return the seconds it took."""
+
+    async def add() -> int:
+        async with broker.platform(settings) as (_, js):
+            return await broker.add_consumer(js, broker.READINGS, "raw", after)
+
+    pending = asyncio.run(add())
+    with Puller(settings.nats_endpoint, settings.certificate("platform", "platform"), "readings", "raw") as puller:
+        began = time.perf_counter()
+        while pending:
+            pulled = Pulled()
+            puller.read(pulled, pending, broker.PULL_WAIT_S)
+            pending -= len(pulled.payloads)
+        return time.perf_counter() - began
+
+
+async def _row_wise(settings: Settings, after: int, messages: int) -> float:
+    """Read with nats-py, a thousand a pull, and decode record by record; return the seconds it took."""
+    rows: list[tuple[str, str, datetime, float]] = []
+    read = 0
+    async with broker.platform(settings) as (_, js):
+        start = ConsumerConfig(durable_name="peer", ack_policy=AckPolicy.ALL, max_ack_pending=-1,
+                               deliver_policy="by_start_sequence", opt_start_seq=after + 1)  # fmt: skip
+        await js.add_consumer(broker.READINGS, start)
+        subscription = await js.pull_subscribe_bind("peer", broker.READINGS)
+        began = time.perf_counter()
+        while read < messages:
+            batch = await subscription.fetch(min(1000, messages - read), timeout=5)
+            for message in batch:
+                decoded = json.loads(message.data)
+                device = message.subject.split(".")[1]
+                for record in decoded if isinstance(decoded, list) else [decoded]:
+                    moment = datetime.fromtimestamp(record["t"] / 1000, tz=UTC)
+                    rows.append((device, "temperature", moment, record["c"]))
+            read += len(batch)
+            await batch[-1].ack_sync()
+        seconds = time.perf_counter() - began
+        await js.delete_consumer(broker.READINGS, "peer")
+    assert len(rows) >= messages
+    return seconds

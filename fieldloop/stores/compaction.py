@@ -1,0 +1,261 @@
+"""Compaction: many small files of a table become few, sorted and encoded as is smallest for what is in them.
+
+Commits append small files all day. A compaction replaces groups of them, a group a commit, and changes no row; what is
+appended meanwhile stays. Files are plain Parquet: any Delta reader reads them.
+"""
+
+import io
+import json
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction, RemoveAction
+
+from fieldloop.domain.errors import StoreError
+from fieldloop.stores import objects
+from fieldloop.stores.lake import DELTA_ENCODED, PARTITIONS, Lake
+from fieldloop.stores.settings import Settings
+
+APPLICATION: Final = "maintain"  # of the application transactions, which keep two compactions apart
+FILE_ROWS: Final = 4_000_000  # rows of a compacted file, about: they are sorted in memory, some 200 bytes each
+ROW_GROUP_ROWS: Final = 1 << 20
+MARK: Final = "compact-"  # how the names of compacted files begin
+
+_ZSTD_LEVEL: Final = 9
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to lay rows out in a file.
+
+    Attributes:
+        order: what rows are sorted by.
+        group: the column of which every value gets row groups, and so dictionaries, of its own.
+    """
+
+    order: tuple[str, ...]
+    group: str | None = None
+
+
+# What is smallest depends on the data (docs/adr/0006). Messages that came one by one, each with its own arrival time,
+# are smallest in their own order; values of one metric together where arrival tells little, as in imported archives.
+LAYOUTS: Final[Mapping[str, tuple[Layout, ...]]] = {
+    "readings": (
+        Layout(("device", "event_time", "metric")),
+        Layout(("metric", "device", "event_time"), group="metric"),
+    ),
+    "quarantine": (Layout(("sequence", "replay")),),
+    "predictions": (Layout(("target", "device", "end_time")),),
+    "validations": (Layout(("validated_at", "device")),),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a table is: its newest version, without files that only older ones need."""
+
+    files: int
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What a compaction did: files replaced, files written instead."""
+
+    replaced: int
+    written: int
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+    bytes: int
+    rows: int
+    partition: Mapping[str, Any]
+    least: Mapping[str, Any]  # column to its least value
+
+
+def size(lake: Lake, table: str) -> Size:
+    """Return how large a table is; one that is not there yet has nothing."""
+    handle = lake.open(table)
+    files = [] if handle is None else _files(handle)
+    return Size(len(files), sum(file.rows for file in files), sum(file.bytes for file in files))
+
+
+def compact(settings: Settings, table: str, file_rows: int = FILE_ROWS) -> Compacted:
+    """Replace a table's small files, a group at a time; a table that is not there yet is left alone.
+
+    Killed anywhere, it leaves a whole table and at most one file that no version knows, which `vacuum` removes.
+
+    Args:
+        settings: where the lake is.
+        table: a table that is only ever appended to, one of `LAYOUTS`.
+        file_rows: rows of a compacted file, about.
+
+    Raises:
+        StoreError: the store does not answer, or another compaction committed at the same time.
+    """
+    lake = Lake(settings)
+    handle = lake.open(table)
+    done = Compacted(0, 0)
+    for group in () if handle is None else tuple(_groups(table, _files(handle), file_rows)):
+        _replace(settings, lake, table, group)
+        done = Compacted(done.replaced + len(group), done.written + 1)
+    return done
+
+
+def vacuum(lake: Lake, table: str, keep: timedelta) -> int:
+    """Delete files that no version younger than `keep` needs, checkpoint the log, and return how many files went.
+
+    Raises:
+        StoreError: the store refuses or does not answer.
+    """
+    handle = lake.open(table)
+    if handle is None:
+        return 0
+    try:
+        handle.create_checkpoint()
+        hours = int(keep.total_seconds() // 3600)
+        return len(handle.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True))
+    except (DeltaError, OSError) as exc:
+        raise StoreError(f"table {table!r} could not be vacuumed: {exc}") from exc
+
+
+def encode(frame: pl.DataFrame, layouts: Sequence[Layout]) -> bytes:
+    """Return rows as the smallest Parquet file that one of the layouts makes."""
+    return min((_encoded(frame, layout) for layout in layouts), key=len)
+
+
+def _encoded(frame: pl.DataFrame, layout: Layout) -> bytes:
+    """Times and positions as differences, everything else by dictionary, all under zstd."""
+    ordered = frame.sort(layout.order)
+    parts = ordered.partition_by(layout.group, maintain_order=True) if layout.group else [ordered]
+    differences = [name for name in DELTA_ENCODED if name in frame.columns]
+    buffer = io.BytesIO()
+    writer = pq.ParquetWriter(
+        buffer,
+        _arrow(ordered[:0]).schema,
+        compression="zstd",
+        compression_level=_ZSTD_LEVEL,
+        use_dictionary=[name for name in frame.columns if name not in differences],
+        column_encoding=dict.fromkeys(differences, "DELTA_BINARY_PACKED"),
+    )
+    with writer:
+        for part in parts:
+            writer.write_table(_arrow(part), row_group_size=ROW_GROUP_ROWS)
+    return buffer.getvalue()
+
+
+def _arrow(frame: pl.DataFrame) -> pa.Table:
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _files(handle: DeltaTable) -> list[_File]:
+    rows = pl.DataFrame(handle.get_add_actions(flatten=False)).to_dicts()
+    return [
+        _File(row["path"], row["size_bytes"], row["num_records"], row.get("partition") or {}, row["min"] or {})
+        for row in rows
+    ]
+
+
+def _groups(table: str, files: Sequence[_File], file_rows: int) -> Iterator[list[_File]]:
+    """Yield files to be made one: of one partition, neighbours in time, until they have the rows of a file."""
+    by_partition: dict[tuple[Any, ...], list[_File]] = {}
+    for file in files:
+        if file.rows < file_rows / 2:
+            by_partition.setdefault(tuple(file.partition.values()), []).append(file)
+    clock = "event_time" if table == "readings" else LAYOUTS[table][0].order[0]
+    for small in by_partition.values():
+        group: list[_File] = []
+        for file in sorted(small, key=lambda each: (str(each.least.get(clock)), each.path)):
+            if group and sum(each.rows for each in group) + file.rows > file_rows:
+                yield from _worth(group)
+                group = []
+            group.append(file)
+        yield from _worth(group)
+
+
+def _worth(group: list[_File]) -> Iterator[list[_File]]:
+    """Yield a group unless it is a single file that a compaction wrote."""
+    if len(group) > 1 or not group[0].path.rsplit("/", 1)[-1].startswith(MARK):
+        yield group
+
+
+def _replace(settings: Settings, lake: Lake, table: str, group: Sequence[_File]) -> None:
+    """Write one file with the rows of a group and commit it in their place."""
+    snapshot = lake.snapshot(table)
+    handle = snapshot.handle
+    if handle is None or not {file.path for file in group} <= {file.path for file in _files(handle)}:
+        raise StoreError(f"table {table!r}: another compaction was quicker; run again, nothing is lost")
+    partition = group[0].partition
+    frame = _read(lake, table, group, partition)
+    written = encode(frame, LAYOUTS[table])
+    folder = "".join(f"{name}={value}/" for name, value in partition.items())
+    path = f"{folder}{MARK}{uuid.uuid4()}.parquet"
+    objects.put(objects.client(settings, "lake"), "lake", f"{table}/{path}", written, "application/vnd.apache.parquet")
+    now_ms = int(datetime.now(UTC).timestamp() * 1000)
+    values: dict[str, str | None] = {name: str(value) for name, value in partition.items()}
+    add = AddAction(path, len(written), values, now_ms, False, _statistics(frame))
+    removes = [RemoveAction(file.path, False, now_ms, file.bytes, values) for file in group]
+    number = snapshot.transaction(APPLICATION) + 1
+    try:
+        handle.create_write_transaction(
+            [add, *removes],
+            "append",
+            handle.schema(),
+            PARTITIONS.get(table),
+            commit_properties=CommitProperties(app_transactions=[Transaction(APPLICATION, number)]),
+        )
+    except (DeltaError, OSError) as exc:
+        raise StoreError(f"table {table!r}: {len(group)} files could not be compacted: {exc}") from exc
+
+
+def _read(lake: Lake, table: str, group: Sequence[_File], partition: Mapping[str, Any]) -> pl.DataFrame:
+    """Return the rows of a group without the partition's columns, which stand in its files' names.
+
+    Raises:
+        StoreError: there are not as many as the table's log says.
+    """
+    paths = [f"{lake.uri(table)}/{file.path}" for file in group]
+    frame = pl.scan_parquet(paths, storage_options=lake.options, hive_partitioning=False).collect()
+    expected = sum(file.rows for file in group)
+    if len(frame) != expected:
+        raise StoreError(f"table {table!r}: expected {expected:,} rows in {len(group)} files, got {len(frame):,}")
+    return frame.drop(partition, strict=False)
+
+
+def _statistics(frame: pl.DataFrame) -> str:
+    """Return a file's statistics as Delta keeps them: JSON, times as ISO 8601."""
+    plain = [name for name, kind in frame.schema.items() if not isinstance(kind, pl.Binary | pl.List | pl.Boolean)]
+    least, most = (frame.select(getattr(pl.col(plain), which)()).row(0, named=True) for which in ("min", "max"))
+    return json.dumps(
+        {
+            "numRecords": len(frame),
+            "minValues": _stated(least),
+            "maxValues": _stated(most),
+            "nullCount": frame.null_count().row(0, named=True),
+        }
+    )
+
+
+def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what JSON can hold of a row of least or greatest values."""
+    known = {
+        name: value
+        for name, value in values.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
+    return {
+        name: value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
+        for name, value in known.items()
+    }

@@ -1,0 +1,20 @@
+"""Maintain: compact the lake's tables, delete files that are not needed any more, and report sizes."""
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from tasks.maintain import TABLES, KeepDays, Maintained, maintain_table, rows
+
+
+@flow(name="maintain", timeout_seconds=4 * 3600, validate_parameters=True)
+def maintain(
+    keep_days: KeepDays = 30,
+) -> list[Maintained]:
+    """Make each table's small files few, well sorted and encoded; safe beside all other flows.
+
+    Args:
+        keep_days: Versions of the tables younger than so many days stay readable.
+    """
+    maintained = [maintain_table(table, keep_days) for table in TABLES]
+    create_table_artifact(rows(maintained), key="maintain", description="Sizes of the lake's tables, before and after")
+    return maintained

@@ -1,0 +1,81 @@
+"""Maintain: keep the lake's tables small and quick while acquisition goes on.
+
+Order of steps, a table at a time: make many small files few (`compact`), delete what no version of the last weeks needs
+(`vacuum`), and say how large the table was and is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Final
+
+from prefect import task
+from pydantic import Field
+
+from fieldloop.stores import compaction
+from fieldloop.stores.compaction import LAYOUTS, Size
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.settings import Settings
+
+TABLES: Final = tuple(LAYOUTS)
+TIMEOUT_S: Final = 3600
+
+# Below a week, a run that reads an older version for long might lose its files.
+KeepDays = Annotated[int, Field(ge=7, le=3650)]
+
+
+@dataclass(frozen=True)
+class Maintained:
+    """What was done to one table.
+
+    Attributes:
+        table: its name.
+        before: its size before.
+        after: its size afterwards.
+        replaced: small files that were made few.
+        deleted: files deleted, which no version within the retention needs.
+    """
+
+    table: str
+    before: Size
+    after: Size
+    replaced: int
+    deleted: int
+
+
+@task(name="maintain table", retries=2, retry_delay_seconds=10, timeout_seconds=TIMEOUT_S, tags=["lake"])
+def maintain_table(table: str, keep_days: int) -> Maintained:
+    """Compact and vacuum one table."""
+    return maintain(Settings(), table, timedelta(days=keep_days))
+
+
+def maintain(settings: Settings, table: str, keep: timedelta) -> Maintained:
+    """Compact a table, delete what only versions older than `keep` need, and report; rows never change.
+
+    Raises:
+        StoreError: the lake does not answer, or another compaction committed at the same time.
+    """
+    lake = Lake(settings)
+    before = compaction.size(lake, table)
+    replaced = compaction.compact(settings, table).replaced
+    deleted = compaction.vacuum(lake, table, keep)
+    return Maintained(table, before, compaction.size(lake, table), replaced, deleted)
+
+
+def rows(maintained: Sequence[Maintained]) -> list[dict[str, str]]:
+    """Return a row a table, for a table artifact."""
+    return [
+        {
+            "table": done.table,
+            "rows": f"{done.after.rows:,}",
+            "files": f"{done.before.files:,} → {done.after.files:,}",
+            "bytes": f"{done.before.bytes:,} → {done.after.bytes:,}",
+            "bytes a row": f"{_a_row(done.before)} → {_a_row(done.after)}",
+            "old files deleted": f"{done.deleted:,}",
+        }
+        for done in maintained
+    ]
+
+
+def _a_row(size: Size) -> str:
+    return f"{size.bytes / size.rows:.2f}" if size.rows else "–"

@@ -1,0 +1,154 @@
+"""Upkeep on the real store: files become few and small, rows and positions stay what they were."""
+
+import io
+import json
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+from polars.testing import assert_frame_equal
+
+from fieldloop.domain.errors import StoreError
+from fieldloop.stores import compaction, fleet
+from fieldloop.stores.compaction import LAYOUTS, compact, encode
+from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.settings import Settings
+from tasks.acquire import APPLICATION, acquire
+from tasks.maintain import TABLES, maintain, rows
+
+PROFILE = "senvion-mm82"
+KEEP = timedelta(days=7)
+BEGIN = datetime(2014, 12, 31, tzinfo=UTC)
+
+Publish = Callable[[Sequence[tuple[str, bytes]]], None]
+
+
+def message(device: str, step: int) -> tuple[str, bytes]:
+    stamp = (BEGIN + timedelta(minutes=10 * step)).isoformat()
+    record = {"Wind_turbine_name": device, "Date_time": stamp, "Ws_avg": 5.0 + step % 7, "P_avg": 100.0}
+    return f"devices.{device}.readings", json.dumps(record).encode()
+
+
+def everything(settings: Settings, table: str = "readings") -> pl.DataFrame:
+    frame = Lake(settings).scan(table).collect()
+    return frame.sort(frame.columns)
+
+
+def batch(first: int, count: int) -> pl.DataFrame:
+    """Readings that a message each brought."""
+    steps = np.arange(first, first + count)
+    times = pl.Series(BEGIN.timestamp() * 1e6 + steps * 6e8).cast(pl.Int64).cast(pl.Datetime("us", "UTC"))
+    columns = {
+        "device": ["M1"] * count,
+        "metric": np.where(steps % 2, "wind_speed", "active_power"),
+        "event_time": times,
+        "arrival_time": times + timedelta(seconds=1),
+        "value": steps / 10,
+        "sequence": steps,
+        "replay": np.zeros(count, dtype=np.int64),
+        "year": times.dt.year(),
+    }
+    return pl.DataFrame(columns, schema=SCHEMAS["readings"])
+
+
+@pytest.fixture(scope="module")
+def landed(data_plane: Settings, publish: Publish) -> Settings:
+    """Five small acquisitions across New Year, some of it refused."""
+    fleet.add_devices(Lake(data_plane), ["T1"], PROFILE)
+    for part in range(5):
+        publish([message("T1", step) for step in range(part * 40, part * 40 + 40)])
+        publish([("devices.T1.readings", b"nonsense")])
+        acquire(data_plane)
+    return data_plane
+
+
+def test_files_become_few_and_nothing_else_changes(landed: Settings) -> None:
+    """A file a partition holds the same rows; a second run has nothing to do; positions are still known."""
+    lake = Lake(landed)
+    before = {table: everything(landed, table) for table in TABLES}
+    position = lake.transaction("readings", APPLICATION)
+    done = {table: maintain(landed, table, KEEP) for table in TABLES}
+    for table, frame in before.items():
+        assert_frame_equal(everything(landed, table), frame)
+    assert done["readings"].before.files > 5
+    assert done["readings"].after.files == 2  # 2014 and 2015
+    assert done["quarantine"].after.files == 1
+    assert done["readings"].after.bytes < done["readings"].before.bytes
+    assert lake.transaction("readings", APPLICATION) == position > 0
+    assert maintain(landed, "readings", KEEP).replaced == 0
+    assert [row["files"] for row in rows([done["quarantine"]])] == ["5 → 1"]
+
+
+def test_acquisition_goes_on_exactly_once_after_upkeep(landed: Settings, publish: Publish) -> None:
+    """Readings sent again after a compaction are still known; new ones land."""
+    count = len(everything(landed))
+    publish([message("T1", 3), message("T1", 1000)])
+    acquired = acquire(landed)
+    assert (acquired.readings, acquired.duplicates) == (2, 2)
+    maintain(landed, "readings", KEEP)
+    assert len(everything(landed)) == count + 2
+
+
+def test_appends_beside_a_compaction_are_kept(store: Settings) -> None:
+    """While one thread appends, another compacts: every row is there once in the end."""
+    lake = Lake(store)
+    lake.append("readings", batch(0, 10), ("writer", 1))
+
+    def write() -> None:
+        for number in range(1, 30):
+            lake.append("readings", batch(number * 10, 10), ("writer", number + 1))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while writer.is_alive():
+        compact(store, "readings", file_rows=100)
+    writer.join()
+    compact(store, "readings")
+    expected = batch(0, 300)
+    assert_frame_equal(everything(store), expected.sort(expected.columns))
+    assert lake.transaction("readings", "writer") == 30
+
+
+def test_of_two_compactions_one_gives_way(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compaction whose files another has replaced meanwhile commits nothing."""
+    lake = Lake(store)
+    for number in range(3):
+        lake.append("readings", batch(10_000 + number * 10, 10))
+    before = everything(store)
+    encoded = compaction.encode
+
+    def overtaken(*arguments: object) -> bytes:
+        monkeypatch.setattr(compaction, "encode", encoded)
+        compact(store, "readings")
+        return encoded(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(compaction, "encode", overtaken)
+    with pytest.raises(StoreError, match="could not be compacted"):
+        compact(store, "readings")
+    assert_frame_equal(everything(store), before)
+
+
+def test_statistics_let_a_reader_skip_files(landed: Settings) -> None:
+    """Delta's own log says what a compacted file holds."""
+    handle = DeltaTable(Lake(landed).uri("readings"), storage_options=Lake(landed).options)
+    files = pl.DataFrame(handle.get_add_actions(flatten=True)).sort("min.event_time")
+    assert files["num_records"].sum() == len(everything(landed))
+    assert files["min.event_time"][0] == BEGIN
+    assert files["null_count.value"].to_list() == [0] * len(files)
+
+
+def test_the_smaller_layout_is_kept() -> None:
+    """What an archive brought is put together by metric, in row groups of their own."""
+    archive = (
+        batch(0, 20_000)
+        .drop("year")
+        .with_columns(arrival_time=pl.lit(BEGIN).cast(pl.Datetime("us", "UTC")), sequence=pl.lit(1))
+    )
+    by_metric = pq.ParquetFile(io.BytesIO(encode(archive, LAYOUTS["readings"])))
+    assert by_metric.metadata.num_row_groups == 2
+    assert_frame_equal(pl.DataFrame(by_metric.read()), archive.sort("metric", "device", "event_time"))
