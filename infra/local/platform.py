@@ -115,7 +115,7 @@ def _preparations(settings: Settings) -> dict[str, Callable[[], None]]:
     return {
         "store": partial(store.prepare, settings),
         "nats": partial(prepare_broker, settings),
-        "prefect": partial(servers.prepare_prefect, settings),
+        "prefect": partial(servers.prepare_prefect, settings, began),
         "worker": partial(servers.await_worker, settings, began),
     }
 

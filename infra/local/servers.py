@@ -120,13 +120,18 @@ def flow_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def prepare_prefect(settings: Settings) -> None:
+def prepare_prefect(settings: Settings, since: datetime.datetime) -> None:
     """Make the work pool, the automation that marks dead runs as crashed, and the deployments of `prefect.yaml`.
+
+    Args:
+        settings: where Prefect is.
+        since: when the server was started; what ran before has ended with its worker.
 
     Raises:
         ServiceError: Prefect refuses.
     """
     _request(settings, "POST", "/work_pools/", {"name": POOL, "type": "process"}, fine=(409,))
+    _end_former_runs(settings, since)
     _watch_for_dead_runs(settings)
     _deploy(settings)
 
@@ -147,6 +152,16 @@ def await_worker(settings: Settings, since: datetime.datetime) -> None:
     raise ServiceError(
         f"the worker did not reach Prefect in {WORKER_TIMEOUT_S:.0f} s; see its log, `fieldloop logs worker`"
     )
+
+
+def _end_former_runs(settings: Settings, since: datetime.datetime) -> None:
+    """Mark runs as crashed that went on when the platform was stopped: they would hold their concurrency slots."""
+    unfinished = {"flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}}
+    runs = _request(settings, "POST", "/flow_runs/filter", unfinished)
+    for run in runs if isinstance(runs, list) else []:
+        if datetime.datetime.fromisoformat(run["state"]["timestamp"]) < since:
+            crashed = {"state": {"type": "CRASHED", "message": "The platform was stopped while it ran."}}
+            _request(settings, "POST", f"/flow_runs/{run['id']}/set_state", crashed)
 
 
 def _watch_for_dead_runs(settings: Settings) -> None:
