@@ -12,6 +12,7 @@ from polars.datatypes import DataType
 
 from expectations.polars_engine.conditions import mask
 from expectations.polars_engine.errors import UnknownColumnError, UnsupportedError
+from expectations.polars_engine.masks import Masks
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Domain:
 
     Attributes:
         schema: of the whole frame.
+        masks: where masks are shared with other metrics.
         columns: those that the metric looks at, in order; none for a metric of the whole table.
         rows: which rows the row condition leaves, without nulls; None for all.
         skip: which rows are left out for their missing values, by Great Expectations' name; empty for none.
     """
 
     schema: pl.Schema
+    masks: Masks
     columns: tuple[str, ...]
     rows: pl.Expr | None
     skip: str = ""
@@ -47,7 +50,7 @@ class Domain:
 
     def present(self, column: str | None = None) -> pl.Expr:
         """Return which rows have a value in a column."""
-        return present(column or self.column, self.schema)
+        return self.masks.share(present(column or self.column, self.schema))
 
     def considered(self, every_row: bool = False) -> pl.Expr | None:
         """Return which rows count, without nulls; None for all.
@@ -65,12 +68,13 @@ class Domain:
         return self.rows
 
 
-def parse_domain(keywords: Mapping[str, Any], schema: pl.Schema) -> Domain:
+def parse_domain(keywords: Mapping[str, Any], schema: pl.Schema, masks: Masks) -> Domain:
     """Return the domain that Great Expectations means.
 
     Args:
         keywords: a metric's domain as Great Expectations passes it.
         schema: of the data.
+        masks: where masks are shared with other metrics.
 
     Raises:
         UnknownColumnError: the data lacks one of its columns.
@@ -83,7 +87,8 @@ def parse_domain(keywords: Mapping[str, Any], schema: pl.Schema) -> Domain:
     if skip not in _SKIPS:
         known = ", ".join(sorted(_SKIPS - {""}))
         raise UnsupportedError(f"`ignore_row_if` is {skip!r}; give one of: {known}")
-    return Domain(schema, columns, row_mask(keywords.get("row_condition"), schema), skip)
+    rows = row_mask(keywords.get("row_condition"), schema)
+    return Domain(schema, masks, columns, None if rows is None else masks.share(rows), skip)
 
 
 def row_mask(condition: Any, schema: pl.Schema) -> pl.Expr | None:

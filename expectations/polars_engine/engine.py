@@ -26,7 +26,7 @@ from great_expectations.validator.metric_configuration import MetricConfiguratio
 from expectations.polars_engine.conditions import mask
 from expectations.polars_engine.domain import row_mask
 from expectations.polars_engine.errors import PolarsEngineError
-from expectations.polars_engine.plans import Batch, Failure, Plan, Request, compute, try_empty
+from expectations.polars_engine.plans import Batch, Failure, Plan, Request, compute
 from expectations.polars_engine.registration import register
 
 MOST_ROWS = 10_000  # unexpected rows that a COMPLETE result lists at most, unless the data source says otherwise
@@ -132,7 +132,6 @@ class PolarsExecutionEngine(ExecutionEngine[pl.Expr]):
         request = Request(batch, metric.metric_domain_kwargs, metric.metric_value_kwargs, needs, self._most_rows)
         try:
             plan: Plan = build(request)
-            try_empty(batch, plan)
         except Exception as exc:  # whatever is wrong with one metric must not cost the others
             return Failure(exc)
         return plan

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
 from expectations.polars_engine.domain import Domain, parse_domain
+from expectations.polars_engine.masks import Masks, fingerprint
 
 
 @dataclass(frozen=True)
@@ -16,20 +17,25 @@ class Batch:
     Attributes:
         frame: the data; a LazyFrame is read anew by each pass, in bounded memory.
         schema: its columns and their types.
+        masks: those that expressions share.
         duplicates: row numbers of duplicates found so far, by columns and rows looked at.
         rows: rows fetched so far, by their numbers; kept for lazy frames alone.
     """
 
     frame: pl.DataFrame | pl.LazyFrame
     schema: pl.Schema
-    duplicates: dict[tuple[str, ...], pl.Series] = field(default_factory=dict)
+    masks: Masks = field(default_factory=Masks)
+    duplicates: dict[tuple[bytes, ...], pl.Series] = field(default_factory=dict)
     rows: dict[tuple[int, ...], pl.DataFrame] = field(default_factory=dict)
 
     def select(self, expressions: Sequence[pl.Expr]) -> pl.DataFrame:
         """Evaluate expressions in one pass."""
-        if isinstance(self.frame, pl.DataFrame):
-            return self.frame.lazy().select(expressions).collect()
-        return self.frame.select(expressions).collect(engine="streaming")
+        engine: Literal["in-memory", "streaming"] = "in-memory" if isinstance(self.frame, pl.DataFrame) else "streaming"
+        return self.lazy(expressions).collect(engine=engine)
+
+    def lazy(self, expressions: Sequence[pl.Expr]) -> pl.LazyFrame:
+        """Select expressions, which may refer to shared masks."""
+        return self.frame.lazy().with_columns(**self.masks.behind(expressions)).select(expressions)
 
     def take(self, numbers: Sequence[int]) -> pl.DataFrame:
         """Return the rows of those numbers, which must ascend; NaN as null, for both are missing."""
@@ -63,7 +69,7 @@ class Request:
 
     def domain(self) -> Domain:
         """Return the rows and columns that it looks at."""
-        return parse_domain(self.keywords, self.batch.schema)
+        return parse_domain(self.keywords, self.batch.schema, self.batch.masks)
 
 
 @dataclass(frozen=True)
@@ -102,29 +108,52 @@ def known(value: Any) -> Plan:
 def compute(batch: Batch, plans: Sequence[Plan]) -> list[Any]:
     """Return the plans' values in order, a `Failure` where one has none.
 
-    All expressions share one pass; only if that fails is each plan tried by itself.
+    All expressions share one pass. What cannot work mostly shows on no rows already, and is kept out of it; what shows
+    on the data only costs each plan a pass of its own.
     """
+    failed = _failures(Batch(batch.schema.to_frame(), batch.schema, batch.masks), plans)
+    sound = [plan for number, plan in enumerate(plans) if number not in failed]
     try:
-        rows = _evaluate(batch, plans)
-    except Exception:  # one bad expression fails the pass; which, only single passes tell
-        return [_alone(batch, plan) for plan in plans]
-    return [_finish(plan, values) for plan, values in zip(plans, rows, strict=True)]
-
-
-def try_empty(batch: Batch, plan: Plan) -> None:
-    """Evaluate a plan on no rows, so that what cannot work shows before it spoils a pass."""
-    if plan.expressions:
-        batch.schema.to_frame().select(_named(plan.expressions))
+        rows = iter(_evaluate(batch, sound))
+    except Exception:
+        rest = iter([_alone(batch, plan) for plan in sound])
+    else:
+        rest = iter([_finish(plan, next(rows)) for plan in sound])
+    return [failed[number] if number in failed else next(rest) for number in range(len(plans))]
 
 
 _NUMBER = "__row_number"
 
 
+def _failures(nothing: Batch, plans: Sequence[Plan]) -> dict[int, Failure]:
+    """Return the plans, by number, whose expressions fail even on no rows."""
+    try:
+        _evaluate(nothing, plans)
+    except Exception:
+        outcomes = {number: _failure(nothing, plan) for number, plan in enumerate(plans)}
+        return {number: failure for number, failure in outcomes.items() if failure}
+    return {}
+
+
+def _failure(nothing: Batch, plan: Plan) -> Failure | None:
+    """Return why a plan's expressions fail on no rows."""
+    try:
+        _evaluate(nothing, [plan])
+    except Exception as exc:
+        return Failure(exc)
+    return None
+
+
 def _evaluate(batch: Batch, plans: Sequence[Plan]) -> list[tuple[Any, ...]]:
-    """Return the values of each plan's expressions, all from one pass."""
+    """Return the values of each plan's expressions, all from one pass, in which each expression is evaluated once."""
+    keys = [[fingerprint(expression) for expression in plan.expressions] for plan in plans]
     expressions = [expression for plan in plans for expression in plan.expressions]
-    values = iter(batch.select(_named(expressions)).row(0) if expressions else ())
-    return [tuple(next(values) for _ in plan.expressions) for plan in plans]
+    distinct = dict(zip((key for own in keys for key in own), expressions, strict=True))
+    if not distinct:
+        return [() for _ in plans]
+    named = [expression.alias(str(number)) for number, expression in enumerate(distinct.values())]
+    values = dict(zip(distinct, batch.select(named).row(0), strict=True))
+    return [tuple(values[key] for key in own) for own in keys]
 
 
 def _alone(batch: Batch, plan: Plan) -> Any:
@@ -142,8 +171,3 @@ def _finish(plan: Plan, values: tuple[Any, ...]) -> Any:
         return plan.finish(values)
     except Exception as exc:
         return Failure(exc)
-
-
-def _named(expressions: Sequence[pl.Expr]) -> list[pl.Expr]:
-    """Give expressions names of their own."""
-    return [expression.alias(str(number)) for number, expression in enumerate(expressions)]

@@ -59,8 +59,8 @@ class RowByRow:
         return _numbers(self._unexpected().arg_true().head(most))
 
     def _unexpected(self) -> pl.Expr:
-        misfits = ~self.fits.fill_null(False)
-        return misfits if self.considered is None else self.considered & misfits
+        misfits = ~self.fits
+        return (misfits if self.considered is None else self.considered & misfits).fill_null(True)
 
 
 @dataclass(frozen=True)
