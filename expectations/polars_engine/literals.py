@@ -28,7 +28,8 @@ def literal(value: Any, dtype: DataType) -> pl.Expr:
     moment = _moment(value, dtype)
     if isinstance(dtype, pl.Datetime) and isinstance(moment, datetime):
         return _datetime(moment, dtype)
-    if isinstance(moment, str) != _is_text(dtype):
+    number = isinstance(moment, int | float | Decimal)
+    if isinstance(moment, str) != _is_text(dtype) or (dtype.is_numeric() and not number):
         raise PolarsEngineError(f"a column of type {dtype} cannot be compared with {value!r}; give a value of its type")
     return pl.lit(moment)
 
