@@ -1,0 +1,129 @@
+"""The engine under Great Expectations: errors, passes over the data, limits, and what is kept between runs."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from polars.io.plugins import register_io_source
+
+from tests.expectations.polars_engine.twins import Contexts
+
+FRAME = pl.DataFrame({"device": ["a", "b", "b"], "value": [1.0, 2.0, 30.0]})
+FOR_PANDAS = {"type": "pass_through", "pass_through_filter": "device == 'a'"}
+NOT_NULL = ("expect_column_values_to_not_be_null", {"column": "value"})
+BETWEEN = ("expect_column_values_to_be_between", {"column": "value", "max_value": 10})
+
+
+def test_an_unsupported_expectation_is_named_and_costs_no_other(contexts: Contexts) -> None:
+    """The error says which expectation it is and what to do; the next one is evaluated."""
+    strange = ("expect_column_values_to_be_dateutil_parseable", {"column": "device"})
+    refused, passed = contexts.run("polars", FRAME, [strange, NOT_NULL], "SUMMARY")
+    assert "expect_column_values_to_be_dateutil_parseable is not supported on Polars" in refused["error"]
+    assert passed["success"]
+
+
+def test_a_column_that_is_not_there_fails_its_expectation_alone(contexts: Contexts) -> None:
+    """The error names it and those that there are."""
+    absent = ("expect_column_max_to_be_between", {"column": "nowhere", "max_value": 1})
+    refused, passed = contexts.run("polars", FRAME, [absent, NOT_NULL], "SUMMARY")
+    assert '"nowhere" does not exist in the data; there are: device, value' in refused["error"]
+    assert passed["success"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        ({"column": "device", "max_value": 3}, "cannot be compared with 3"),
+        ({"column": "value", "max_value": datetime(2024, 1, 1, tzinfo=UTC)}, "cannot be compared with datetime"),
+        ({"column": "value", "max_value": 1, "row_condition": FOR_PANDAS}, "is text for another engine"),
+    ],
+    ids=["number for text", "time for a number", "condition in pandas' language"],
+)
+def test_what_cannot_be_compared_is_an_error_and_no_verdict(contexts: Contexts, kwargs: Any, reason: str) -> None:
+    """Of the wrong type, or in the language of another engine."""
+    refused, passed = contexts.run("polars", FRAME, [(BETWEEN[0], kwargs), NOT_NULL], "SUMMARY")
+    assert reason in refused["error"]
+    assert not refused["success"]
+    assert passed["success"]
+
+
+@pytest.mark.parametrize(
+    "wanted", [[NOT_NULL, NOT_NULL], [NOT_NULL, BETWEEN, (BETWEEN[0], {"column": "value", "max_value": 20})]]
+)
+def test_a_suite_takes_one_pass_and_a_second_for_samples(contexts: Contexts, wanted: Any) -> None:
+    """However many expectations; reading the sampled rows of a lazy frame is one more for each set of rows."""
+    passes = 0
+
+    def read(columns: Any, predicate: Any, rows: Any, size: Any) -> Iterator[pl.DataFrame]:
+        nonlocal passes
+        passes += 1
+        yield FRAME.select(columns or FRAME.columns)
+
+    outcomes = contexts.run("polars", register_io_source(read, schema=FRAME.schema), wanted, "SUMMARY")
+    assert passes == (1 if all(outcome["success"] for outcome in outcomes) else 3)
+
+
+def test_another_frame_under_the_same_name_is_computed_anew(contexts: Contexts) -> None:
+    """A batch's name says nothing of its data."""
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+
+    suite = contexts.context.suites.add(
+        gx.ExpectationSuite("again", expectations=[gxe.ExpectTableRowCountToEqual(value=3)])
+    )
+    asset = contexts.context.data_sources.get("polars").add_dataframe_asset("again")
+    data = asset.add_batch_definition_whole_dataframe("whole")
+    definition = contexts.context.validation_definitions.add(
+        gx.ValidationDefinition(name="again", data=data, suite=suite)
+    )
+    frames = (FRAME, FRAME.head(1), FRAME)
+    assert [definition.run(batch_parameters={"dataframe": frame}).success for frame in frames] == [True, False, True]
+
+
+def test_a_complete_result_lists_no_more_rows_than_the_source_says(contexts: Contexts) -> None:
+    """All are counted; a list of millions would take gigabytes."""
+    import great_expectations as gx
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+    source = contexts.context.data_sources.add_polars("capped", max_unexpected_rows=5)
+    data = source.add_dataframe_asset("many").add_batch_definition_whole_dataframe("whole")
+    expected = ExpectationConfiguration(type="expect_column_values_to_be_null", kwargs={"column": "value"})
+    suite = contexts.context.suites.add(gx.ExpectationSuite("many", expectations=[expected]))
+    definition = contexts.context.validation_definitions.add(
+        gx.ValidationDefinition(name="many", data=data, suite=suite)
+    )
+    frame = pl.DataFrame({"value": range(100)})
+    (found,) = definition.run(batch_parameters={"dataframe": frame}, result_format="COMPLETE").results
+    assert found.result["unexpected_count"] == 100
+    assert found.result["unexpected_index_list"] == [0, 1, 2, 3, 4]
+
+
+def test_a_project_in_files_keeps_source_suite_and_checkpoint_and_writes_data_docs(tmp_path: Path) -> None:
+    """What one program configures another runs, with times kept as text; the page shows the outcome."""
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+    from great_expectations.expectations.row_conditions import Column
+
+    latest = datetime(2024, 1, 2, tzinfo=UTC)
+    context = gx.get_context(mode="file", project_root_dir=tmp_path)
+    asset = context.data_sources.add_polars("lake").add_dataframe_asset("readings")
+    data = asset.add_batch_definition_whole_dataframe("new")
+    wanted = [
+        gxe.ExpectColumnValuesToBeBetween(column="time", max_value=latest),
+        gxe.ExpectColumnValuesToBeBetween(column="value", max_value=5, row_condition=Column("device") == "a"),
+    ]
+    suite = context.suites.add(gx.ExpectationSuite("readings", expectations=wanted))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name="readings", data=data, suite=suite))
+    actions = [gx.checkpoint.UpdateDataDocsAction(name="docs")]
+    context.checkpoints.add(gx.Checkpoint(name="readings", validation_definitions=[definition], actions=actions))
+
+    frame = FRAME.with_columns(time=pl.lit(latest).dt.cast_time_unit("ms"))
+    again = gx.get_context(mode="file", project_root_dir=tmp_path)
+    result = again.checkpoints.get("readings").run(batch_parameters={"dataframe": frame})
+    assert result.success
+    pages = list(tmp_path.rglob("validations/**/*.html"))
+    assert len(pages) == 1
+    assert "Succeeded" in pages[0].read_text()
