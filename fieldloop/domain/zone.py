@@ -77,4 +77,4 @@ def _second_pass(
     back = np.flatnonzero((np.diff(local_us) <= -step_back) & (number[1:] >= begin)) + 1
     if len(back):
         return np.asarray(number >= back[0])
-    return np.asarray((number >= begin) & (arrival_us - second < repeat_us))
+    return np.asarray((number >= begin) & (arrival_us - second <= repeat_us))

@@ -128,7 +128,8 @@ class Fields:
             if rest:
                 branches.setdefault(head, {})[rest] = kind
             else:
-                members.append((self._names[head], kind | None, None))
+                absent = kind() if kind is _PASSED_OVER else None
+                members.append((self._names[head], kind if kind is _PASSED_OVER else kind | None, absent))
         for head, below in branches.items():
             nested = self._struct(below, f"{above}{head}.")
             members.append((self._names[head], nested, msgspec.field(default_factory=nested)))

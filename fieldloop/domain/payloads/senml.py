@@ -39,7 +39,7 @@ class _Entry(msgspec.Struct, gc=False):
     v: float | None = None
     vs: str | None = None
     vb: bool | None = None
-    vd: msgspec.Raw | None = None
+    vd: Any = None
     s: float | None = None
     t: float = 0.0
 
@@ -70,7 +70,7 @@ def decode_cbor(profile: Profile, messages: Messages) -> Records:
         named = [{_LABELS.get(label, label): value for label, value in entry.items()} for entry in pack]
         _refuse_unknown(named)
         known = [{label: value for label, value in entry.items() if isinstance(label, str)} for entry in named]
-        return msgspec.convert([{**entry, "vd": None} for entry in known], list[_Entry])
+        return msgspec.convert(known, list[_Entry])
 
     return _decode(profile, messages, read)
 
