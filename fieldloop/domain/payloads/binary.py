@@ -6,34 +6,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldloop.domain.payloads.records import Column
-from fieldloop.domain.profile import BinaryField, Uplink
-
-Fault = tuple[int, str | None, str]  # place of the payload, name of the field, what is wrong
+from fieldloop.domain.profile import BinaryField, Profile
+from fieldloop.domain.readings import Reason, Reject
 
 
 def read(
-    uplink: Uplink, payloads: Sequence[bytes], ports: Sequence[float | None]
-) -> tuple[dict[str, Column], list[Fault]]:
-    """Return a column ([N] float64, NaN where there is no value) a field, and what payloads are too short for.
+    profile: Profile, payloads: Sequence[bytes], ports: Sequence[float | None]
+) -> tuple[dict[str, Column], list[Reject]]:
+    """Return a column ([N] numbers, NaN where there is none) a field, and what is refused, by place in `payloads`.
 
     Args:
-        uplink: gives the fields.
+        profile: gives the fields.
         payloads: [N] the devices' bytes; empty ones have no value and no fault.
         ports: [N] LoRaWAN ports.
     """
-    columns = {field.name: np.full(len(payloads), np.nan) for field in uplink.fields}
-    faults: list[Fault] = []
+    fields = profile.uplink.fields if profile.uplink else ()
+    metrics = {channel.field: channel.metric for channel in profile.channels}
+    columns = {field.name: np.full(len(payloads), np.nan) for field in fields}
+    faults: list[Reject] = []
     for (length, port), places in _groups(payloads, ports).items():
         matrix = np.frombuffer(b"".join(payloads[at] for at in places), dtype=np.uint8).reshape(len(places), length)
-        for field in uplink.fields:
+        for field in fields:
+            end = field.offset + width(field)
             if field.port is not None and field.port != port:
                 continue
-            end = field.offset + width(field)
             if end <= length:
                 columns[field.name][places] = _numbers(field, matrix[:, field.offset : end])
             else:
                 detail = f"field `{field.name}`: expected at least {end} bytes, got {length}"
-                faults += [(at, field.name, detail) for at in places]
+                metric = metrics.get(field.name, field.name)
+                faults += [Reject(at, metric, Reason.UNDECODABLE, detail) for at in places]
     return {name: column.tolist() for name, column in columns.items()}, faults
 
 

@@ -5,9 +5,9 @@ Values bear the names that The Things Stack gives them: `temperature_1`, `gps_3.
 
 from collections.abc import Sequence
 
-from fieldloop.domain.payloads.binary import Fault
-from fieldloop.domain.payloads.records import Column
-from fieldloop.domain.profile import Uplink
+from fieldloop.domain.payloads.records import Column, unknown_field
+from fieldloop.domain.profile import Profile
+from fieldloop.domain.readings import Reason, Reject
 
 # Type number: name, then for each value its own name, bytes, whether it is signed, and what it is divided by.
 _TYPES: dict[int, tuple[str, tuple[tuple[str, int, bool, int], ...]]] = {
@@ -42,23 +42,26 @@ _HEAD_BYTES = 2
 
 
 def read(
-    _uplink: Uplink, payloads: Sequence[bytes], _ports: Sequence[float | None]
-) -> tuple[dict[str, Column], list[Fault]]:
-    """Return a column ([N] numbers, None where there is none) a name, and the payloads that end early or go astray.
+    profile: Profile, payloads: Sequence[bytes], _ports: Sequence[float | None]
+) -> tuple[dict[str, Column], list[Reject]]:
+    """Return a column ([N] numbers, None where there is none) a channel, and what is refused, by place in `payloads`.
 
     Args:
-        _uplink: not asked: the payload describes itself.
+        profile: gives the names that are wanted.
         payloads: [N] the devices' bytes; empty ones have no value and no fault.
-        _ports: not asked either.
+        _ports: not asked: the payload describes itself.
     """
-    columns: dict[str, list[object]] = {}
-    faults: list[Fault] = []
+    columns: dict[str, list[object]] = {channel.field: [None] * len(payloads) for channel in profile.channels}
+    faults: list[Reject] = []
     for at, payload in enumerate(payloads):
         values, fault = _values(payload)
         for name, value in values.items():
-            columns.setdefault(name, [None] * len(payloads))[at] = value
+            if name in columns:
+                columns[name][at] = value
+            elif not profile.ignores(name):
+                faults.append(unknown_field(at, name))
         if fault:
-            faults.append((at, None, fault))
+            faults.append(Reject(at, None, Reason.UNDECODABLE, fault))
     return dict(columns), faults
 
 

@@ -6,7 +6,7 @@ from fieldloop.domain.payloads.records import Records, Table, clock_fields, show
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Reason, Reject
 
-_Line = list[str | None]
+_Columns = dict[str, list[str | None]]
 
 
 def decode(profile: Profile, messages: Messages) -> Records:
@@ -15,15 +15,11 @@ def decode(profile: Profile, messages: Messages) -> Records:
     Where the profile names the columns, a first line with just these names is passed over; else the first line names
     them. An empty cell is a missing value.
     """
-    wanted = _wanted(profile)
+    columns: _Columns = {name: [] for name in _wanted(profile)}
     rows: list[int] = []
-    lines: list[_Line] = []
     rejects: list[Reject] = []
     for row, payload in enumerate(messages.payloads):
-        found = _message_lines(profile, wanted, row, payload, rejects)
-        lines += found
-        rows += [row] * len(found)
-    columns = dict(zip(wanted, zip(*lines, strict=True), strict=True)) if lines else dict.fromkeys(wanted, ())
+        rows += [row] * _read(profile, columns, row, payload, rejects)
     table = Table(
         rows=rows,
         clock=tuple(columns[name] for name in clock_fields(profile)),
@@ -41,36 +37,50 @@ def _wanted(profile: Profile) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*clock_fields(profile), *device, *fields)))
 
 
-def _message_lines(
-    profile: Profile, wanted: tuple[str, ...], row: int, payload: bytes, rejects: list[Reject]
-) -> list[_Line]:
-    """Return the cells of the wanted columns, line by line; name the lines that are refused."""
+def _read(profile: Profile, columns: _Columns, row: int, payload: bytes, rejects: list[Reject]) -> int:
+    """Add a message's lines to the columns and return their number; name what is refused."""
     try:
-        split = list(csv.reader(payload.decode().splitlines(), delimiter=profile.csv.delimiter))
+        text = payload.decode().splitlines()
+        split = list(csv.reader(text, delimiter=profile.csv.delimiter, skipinitialspace=True))
     except (UnicodeDecodeError, csv.Error) as error:
         rejects.append(Reject(row, None, Reason.UNDECODABLE, f"expected CSV in UTF-8: {error}"))
-        return []
+        return 0
     lines = [cells for cells in split if cells]
     if not lines:
         rejects.append(Reject(row, None, Reason.UNDECODABLE, "expected lines of CSV, got none"))
-        return []
+        return 0
     names = list(profile.csv.columns)
     if not names or [cell.strip() for cell in lines[0]] == names:
         names = [cell.strip() for cell in lines.pop(0)]
-    return _cells(profile, wanted, names, row, lines, rejects)
+    if names != list(columns):
+        unknown = [name for name in names if name not in columns and not profile.ignores(name)]
+        rejects += [unknown_field(row, name) for name in dict.fromkeys(unknown)]
+    return _add(columns, names, _whole(profile, len(names), row, lines, rejects))
 
 
-def _cells(
-    profile: Profile, wanted: tuple[str, ...], names: list[str], row: int, lines: list[list[str]], rejects: list[Reject]
-) -> list[_Line]:
-    unknown = [name for name in names if name not in wanted and not profile.ignores(name)]
-    rejects += [unknown_field(row, name) for name in dict.fromkeys(unknown)]
-    place = [names.index(name) if name in names else -1 for name in wanted]
-    found: list[_Line] = []
-    for cells in lines:
-        if len(cells) == len(names):
-            found.append([(cells[at].strip() or None) if at >= 0 else None for at in place])
-        else:
-            detail = f"expected {len(names)} cells, got {len(cells)}: {shown(profile.csv.delimiter.join(cells))}"
-            rejects.append(Reject(row, None, Reason.UNDECODABLE, detail))
-    return found
+def _whole(
+    profile: Profile, cells_expected: int, row: int, lines: list[list[str]], rejects: list[Reject]
+) -> list[list[str]]:
+    """Return the lines that have as many cells as they should; name the others."""
+    if all(len(cells) == cells_expected for cells in lines):
+        return lines
+    wrong = [cells for cells in lines if len(cells) != cells_expected]
+    rejects += [
+        Reject(
+            row,
+            None,
+            Reason.UNDECODABLE,
+            f"expected {cells_expected} cells, got {len(cells)}: {shown(profile.csv.delimiter.join(cells))}",
+        )
+        for cells in wrong
+    ]
+    return [cells for cells in lines if len(cells) == cells_expected]
+
+
+def _add(columns: _Columns, names: list[str], lines: list[list[str]]) -> int:
+    """Add lines to the columns, None for an empty cell, and return their number."""
+    found = dict(zip(names, zip(*lines, strict=True), strict=True)) if lines else {}
+    for name, column in columns.items():
+        cells = found.get(name)
+        column += [None] * len(lines) if cells is None else [cell or None for cell in cells]
+    return len(lines)

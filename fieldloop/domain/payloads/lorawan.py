@@ -7,10 +7,11 @@ Uplinks that the server has decoded already are plain JSON with field paths. A c
 import base64
 import binascii
 from collections.abc import Callable
+from dataclasses import replace
 
 from fieldloop.domain.payloads import binary, cayenne, fields
 from fieldloop.domain.payloads.json import clock_kinds
-from fieldloop.domain.payloads.records import Column, Records, Table, clock_fields, shown, to_records, unknown_field
+from fieldloop.domain.payloads.records import Column, Records, Table, clock_fields, shown, to_records
 from fieldloop.domain.profile import Profile, Uplink
 from fieldloop.domain.readings import Messages, Reason, Reject
 
@@ -28,20 +29,15 @@ def decode(profile: Profile, messages: Messages) -> Records:
     payloads = _payloads(uplink, found, layout.column(found, uplink.payload))
     ports: list[float | None] = layout.column(found, uplink.port) if uplink.port else [None] * len(payloads)
     read = binary.read if uplink.codec == "fields" else cayenne.read
-    columns, faults = read(uplink, payloads, ports)
-    names = {channel.field: channel.metric for channel in profile.channels}
-    rejects = found.rejects + [
-        Reject(found.rows[at], names.get(name, name) if name else None, Reason.UNDECODABLE, detail)
-        for at, name, detail in faults
-    ]
-    rejects += _unknown(profile, uplink, found.rows, columns)
+    columns, faults = read(profile, payloads, ports)
+    refused = [replace(fault, message=found.rows[fault.message]) for fault in faults]
     absent: Column = [None] * len(payloads)
     table = Table(
         rows=found.rows,
         clock=tuple(layout.column(found, name) for name in clock_fields(profile)),
         device=None if profile.device_field is None else layout.column(found, profile.device_field),
         channels=tuple(columns.get(channel.field, absent) for channel in profile.channels),
-        rejects=rejects,
+        rejects=found.rejects + refused,
     )
     return to_records(profile, messages, table)
 
@@ -70,15 +66,3 @@ def _payloads(uplink: Uplink, found: fields.Found, texts: list[str | None]) -> l
             detail = f"field `{uplink.payload}`: expected {uplink.encoding} bytes, got {shown(text)}"
             found.rejects.append(Reject(row, None, Reason.UNDECODABLE, detail))
     return payloads
-
-
-def _unknown(profile: Profile, uplink: Uplink, rows: list[int], columns: dict[str, Column]) -> list[Reject]:
-    """Name what a device sent and neither a channel nor the codec's fields know, uplink by uplink."""
-    known = {channel.field for channel in profile.channels} | {field.name for field in uplink.fields}
-    further = [name for name in columns if name not in known and not profile.ignores(name)]
-    return [
-        unknown_field(row, name)
-        for name in further
-        for row, value in zip(rows, columns[name], strict=True)
-        if value is not None
-    ]

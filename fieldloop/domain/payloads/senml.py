@@ -6,6 +6,7 @@ from that unit, whatever the profile says of the device.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -42,6 +43,25 @@ class _Entry(msgspec.Struct, gc=False):
     vd: Any = None
     s: float | None = None
     t: float = 0.0
+
+
+@dataclass
+class _Base:
+    """The base values of a pack, each until a record sets it anew."""
+
+    name: str = ""
+    time: float = 0.0
+    unit: str | None = None
+    value: float = 0.0
+    sum: float = 0.0
+
+    def take(self, entry: _Entry) -> None:
+        """Take over what a record sets."""
+        self.name = self.name if entry.bn is None else entry.bn
+        self.time = self.time if entry.bt is None else entry.bt
+        self.unit = self.unit if entry.bu is None else entry.bu
+        self.value = self.value if entry.bv is None else entry.bv
+        self.sum = self.sum if entry.bs is None else entry.bs
 
 
 def decode_json(profile: Profile, messages: Messages) -> Records:
@@ -101,31 +121,28 @@ class _Pack:
 
     def resolve(self, row: int, device: str, arrival_us: int, entries: list[_Entry]) -> None:
         """Add the values of one pack."""
-        base_name, base_time, base_unit, base_value, base_sum = "", 0.0, None, 0.0, 0.0
+        base = _Base()
         for entry in entries:
             if entry.bver is not None and entry.bver > VERSION:
                 self._refuse(row, None, Reason.UNDECODABLE, f"expected SenML version {VERSION}, got {entry.bver}")
                 return
-            base_name = base_name if entry.bn is None else entry.bn
-            base_time = base_time if entry.bt is None else entry.bt
-            base_unit = base_unit if entry.bu is None else entry.bu
-            base_value = base_value if entry.bv is None else entry.bv
-            base_sum = base_sum if entry.bs is None else entry.bs
-            if self._profile.device_field is not None and base_name.rstrip(_DEVICE_ENDS) != device:
-                detail = f"the record's base name is `{base_name}`, its topic belongs to `{device}`"
+            base.take(entry)
+            time_us = _time_us(base.time + entry.t, arrival_us)
+            if self._profile.device_field is not None and base.name.rstrip(_DEVICE_ENDS) != device:
+                detail = f"the record's base name is `{base.name}`, its topic belongs to `{device}`"
                 self._refuse(row, None, Reason.WRONG_DEVICE, detail)
-                continue
-            time_us = _time_us(base_time + entry.t, arrival_us)
-            if time_us is None:
-                detail = f"expected a SenML time before the year 10000, got {base_time + entry.t:g} s"
+            elif time_us is None:
+                detail = f"expected a SenML time before the year 10000, got {base.time + entry.t:g} s"
                 self._refuse(row, None, Reason.NO_EVENT_TIME, detail)
-                continue
-            unit = entry.u or base_unit
-            value = _value(entry, base_value)
-            if value is not None:
-                self._add(row, time_us, (entry.n, base_name + entry.n), unit, value)
-            if entry.s is not None:
-                self._add(row, time_us, (f"{entry.n}.s", f"{base_name}{entry.n}.s"), None, base_sum + entry.s)
+            else:
+                self._add_values(row, time_us, base, entry)
+
+    def _add_values(self, row: int, time_us: int, base: _Base, entry: _Entry) -> None:
+        value = _value(entry, base.value)
+        if value is not None:
+            self._add(row, time_us, (entry.n, base.name + entry.n), entry.u or base.unit, value)
+        if entry.s is not None:
+            self._add(row, time_us, (f"{entry.n}.s", f"{base.name}{entry.n}.s"), None, base.sum + entry.s)
 
     def _add(self, row: int, time_us: int, names: tuple[str, str], unit: str | None, value: object) -> None:
         own, full = names
