@@ -7,15 +7,25 @@ A document is read (`read_profile`), its units are resolved by `pint`, and what 
 import difflib
 import functools
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from expectations.payloads import (
+    SENML_UNITS,
+    ClockDocument,
+    CsvDocument,
+    FieldPath,
+    Section,
+    UplinkDocument,
+)
 from fieldloop.domain import document
 from fieldloop.domain.errors import DocumentError
-from fieldloop.domain.profile import Channel, Clock, GridRule, Profile
+from fieldloop.domain.payloads import scalar
+from fieldloop.domain.profile import Channel, Clock, Compression, CsvLayout, GridRule, PayloadFormat, Profile
 
 if TYPE_CHECKING:
     import pint
@@ -27,13 +37,7 @@ MAX_DURATION_US = 366 * 24 * 3600 * 1_000_000
 Share = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 Metric = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
-FieldPath = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-class _Section(BaseModel):
-    """A part of the document: unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Missing = tuple[float | str, ...]
 
 
 def _range(value: tuple[float, float]) -> tuple[float, float]:
@@ -46,7 +50,7 @@ def _range(value: tuple[float, float]) -> tuple[float, float]:
 Range = Annotated[tuple[float, float], AfterValidator(_range)]
 
 
-class ChannelDocument(_Section):
+class ChannelDocument(Section):
     """One quantity that the device reports.
 
     Attributes:
@@ -58,6 +62,9 @@ class ChannelDocument(_Section):
         plausible: what a healthy sensor shows, canonical unit; `quality.plausible` says how much may lie outside.
         rule: how several readings within one grid step become one value.
         description: one line for reports and forms.
+        missing: raw numbers and texts that say that there is no value, besides those of the whole profile.
+        values: raw texts and the number, in the source unit, that each stands for; `true` and `false` stand for
+            booleans too.
     """
 
     metric: Metric
@@ -68,6 +75,8 @@ class ChannelDocument(_Section):
     plausible: Range | None = None
     rule: GridRule = "mean"
     description: str = ""
+    missing: Missing = ()
+    values: dict[str, float] = Field(default_factory=dict)
 
     @field_validator("source_unit", "unit")
     @classmethod
@@ -88,14 +97,7 @@ class ChannelDocument(_Section):
         return self
 
 
-class ClockDocument(_Section):
-    """Where a record's event time is, and how it is written."""
-
-    field: FieldPath
-    kind: Literal["iso", "epoch_s", "epoch_ms", "epoch_us"]
-
-
-class Quality(_Section):
+class Quality(Section):
     """What validation asks of new data; shares are of one device's rows, and of all rows.
 
     Attributes:
@@ -117,18 +119,44 @@ class Quality(_Section):
         return text
 
 
-class ProfileDocument(_Section):
-    """A device profile as people write it."""
+class ProfileDocument(Section):
+    """A device profile as people write it.
+
+    Attributes:
+        name: the file's name without its ending.
+        description: one line.
+        manufacturer: of the device.
+        model: of the device.
+        format: how payloads are written.
+        compression: what is around each payload.
+        device_field: where records name their device, checked against the topic; `bn` in SenML.
+        clock: where the event time is; SenML and Sparkplug have their own, and a scalar takes its arrival.
+        cadence: regular distance of two records.
+        future_tolerance: how far event time may lie after arrival before a record is refused.
+        missing: raw numbers and texts by which the device says that there is no value, in any channel.
+        ignore: fields that no channel reads and that are no trouble; `a.*` means all else beneath `a`, `*` all else.
+        csv: how CSV lines are split.
+        uplink: the LoRaWAN payload within the network server's JSON.
+        aliases: Sparkplug aliases, where the device sends them in place of names, and the names they stand for.
+        channels: the quantities.
+        quality: what validation asks of new data.
+    """
 
     name: Name
     description: str
     manufacturer: str = ""
     model: str = ""
-    format: Literal["json"]
+    format: PayloadFormat
+    compression: Compression = "none"
     device_field: FieldPath | None = None
-    clock: ClockDocument
+    clock: ClockDocument | None = None
     cadence: str
     future_tolerance: str = "5 min"
+    missing: Missing = ()
+    ignore: tuple[FieldPath, ...] = ()
+    csv: CsvDocument | None = None
+    uplink: UplinkDocument | None = None
+    aliases: dict[int, FieldPath] = Field(default_factory=dict)
     channels: Annotated[tuple[ChannelDocument, ...], Field(min_length=1)]
     quality: Quality = Quality()
 
@@ -154,6 +182,65 @@ class ProfileDocument(_Section):
                 raise ValueError(f"each {kind} may be given once; repeated: {', '.join(repeated)}")
         return channels
 
+    @model_validator(mode="after")
+    def _format_has_its_parts(self) -> Self:
+        own_clock = self.format in _OWN_CLOCK
+        if own_clock and self.clock is not None:
+            raise ValueError(f"format `{self.format}` takes its times from the payload; leave `clock` out")
+        if not own_clock and self.clock is None and self.format != "scalar":
+            raise ValueError(f"format `{self.format}` needs a `clock`; one of kind `arrival` for devices without any")
+        if (self.format == "lorawan") != (self.uplink is not None):
+            raise ValueError("format `lorawan` needs `uplink`, and no other format takes it")
+        for section, only in (("csv", "csv"), ("aliases", "sparkplug-b")):
+            if getattr(self, section) and self.format != only:
+                raise ValueError(f"`{section}` is for format `{only}`, not for `{self.format}`")
+        if self.device_field is not None and self.format in ("scalar", "sparkplug-b"):
+            raise ValueError(f"format `{self.format}` carries no device name; leave `device_field` out")
+        if self.format.startswith("senml") and self.device_field not in (None, "bn"):
+            raise ValueError("in SenML the device's name is the base name: `device_field: bn`")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_are_there(self) -> Self:
+        read = [channel.field for channel in self.channels]
+        beside = [self.device_field] if self.device_field else []
+        if self.clock is not None:
+            if self.format == "scalar" and self.clock.kind != "arrival":
+                raise ValueError("a scalar has no time of its own; leave `clock` out")
+            beside += [self.clock.field] if self.clock.field else list(self.clock.fields or ())
+        if self.format == "scalar" and read != [scalar.FIELD]:
+            raise ValueError(f"format `scalar` has one channel, its field is `{scalar.FIELD}`")
+        if self.csv is not None and self.csv.columns:
+            _require_known("csv.columns", [*beside, *read], self.csv.columns)
+        if self.uplink is not None and self.uplink.fields:
+            _require_known("uplink.fields", read, [field.name for field in self.uplink.fields])
+        if self.format == "json":
+            _require_apart([*beside, *read, *(entry for entry in self.ignore if not entry.endswith("*"))])
+        if self.uplink is not None:
+            _require_apart([*beside, self.uplink.payload, *([self.uplink.port] if self.uplink.port else [])])
+        return self
+
+
+_OWN_CLOCK = ("senml-json", "senml-cbor", "sparkplug-b")
+
+
+def _require_known(section: str, fields: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse fields that a section does not have."""
+    for field in fields:
+        if field not in known:
+            raise ValueError(
+                f"field `{field}` is none of `{section}`: {', '.join(known)}. {_close(field, list(known))}"
+            )
+
+
+def _require_apart(paths: Sequence[str]) -> None:
+    """Refuse paths of which one is given twice, or lies beneath another and so would be a value and a branch."""
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
+            raise ValueError(f"field `{path}` is read twice; give it to one channel, to the clock or to the device")
+        if below := [other for other in paths if other.startswith(f"{path}.")]:
+            raise ValueError(f"field `{path}` cannot be a value: `{below[0]}` lies beneath it")
+
 
 def load_profile(root: Path, name: str) -> Profile:
     """Return the compiled profile `expectations/profiles/<name>.yaml`.
@@ -166,6 +253,15 @@ def load_profile(root: Path, name: str) -> Profile:
         DocumentError: there is no such file, or it does not hold a usable profile.
     """
     return compile_profile(read_profile(root, name))
+
+
+def load_profile_file(path: Path) -> Profile:
+    """Return the compiled profile of a file anywhere, such as one that is still being written.
+
+    Raises:
+        DocumentError: it cannot be read, or does not hold a usable profile.
+    """
+    return compile_profile(_parse(path, str(path)))
 
 
 def load_profiles(root: Path) -> dict[str, Profile]:
@@ -188,7 +284,7 @@ def read_profile(root: Path, name: str) -> ProfileDocument:
         known = ", ".join(files) or "none"
         raise DocumentError(f"no profile `{name}` in {FOLDER}; there are: {known}. {_close(name, list(files))}".strip())
     source = str(FOLDER / files[name].name)
-    parsed = document.load(ProfileDocument, files[name].read_text(), source)
+    parsed = _parse(files[name], source)
     if parsed.name != name:
         raise DocumentError(f"{source}: the profile is named `{parsed.name}`; file and name must be the same")
     return parsed
@@ -200,10 +296,15 @@ def compile_profile(parsed: ProfileDocument) -> Profile:
         name=parsed.name,
         format=parsed.format,
         device_field=parsed.device_field,
-        clock=Clock(field=parsed.clock.field, kind=parsed.clock.kind),
+        clock=_compile_clock(parsed),
         cadence_us=duration_us(parsed.cadence),
         future_tolerance_us=duration_us(parsed.future_tolerance),
-        channels=tuple(_compile_channel(channel) for channel in parsed.channels),
+        channels=tuple(_compile_channel(parsed, channel) for channel in parsed.channels),
+        compression=parsed.compression,
+        ignore=parsed.ignore,
+        csv=parsed.csv.compile() if parsed.csv else CsvLayout(),
+        uplink=parsed.uplink.compile() if parsed.uplink else None,
+        aliases=tuple(sorted(parsed.aliases.items())),
     )
 
 
@@ -223,7 +324,14 @@ def duration_us(text: str) -> int:
     return microseconds
 
 
-def _compile_channel(channel: ChannelDocument) -> Channel:
+def _compile_clock(parsed: ProfileDocument) -> Clock:
+    """Return the clock that is written, or the one that the format has."""
+    if parsed.clock is not None:
+        return parsed.clock.compile()
+    return Clock("", "payload" if parsed.format in _OWN_CLOCK else "arrival")
+
+
+def _compile_channel(parsed: ProfileDocument, channel: ChannelDocument) -> Channel:
     """Resolve one channel's units."""
     scale, offset = _coefficients(channel.source_unit, channel.unit)
     return Channel(
@@ -236,6 +344,20 @@ def _compile_channel(channel: ChannelDocument) -> Channel:
         maximum=channel.range[1],
         rule=channel.rule,
         description=channel.description,
+        missing=tuple(dict.fromkeys((*parsed.missing, *channel.missing))),
+        texts=tuple(channel.values.items()),
+        declared=_declared(channel.unit) if parsed.format.startswith("senml") else (),
+    )
+
+
+@functools.cache
+def _declared(unit: str) -> tuple[tuple[str, float, float], ...]:
+    """Return the SenML units of a quantity with their coefficients; an angle is not a share."""
+    quantity = (1 * _unit(unit)).to_root_units().units
+    return tuple(
+        (name, *_coefficients(source, unit))
+        for name, source in SENML_UNITS.items()
+        if (1 * _unit(source)).to_root_units().units == quantity
     )
 
 
@@ -270,6 +392,15 @@ def _registry() -> "pint.UnitRegistry[Decimal]":
     import pint
 
     return pint.UnitRegistry(non_int_type=Decimal, autoconvert_offset_to_baseunit=False, cache_folder=None)
+
+
+def _parse(path: Path, source: str) -> ProfileDocument:
+    """Return the document in a file."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DocumentError(f"{source}: expected a profile in YAML: {exc}") from exc
+    return document.load(ProfileDocument, text, source)
 
 
 def _files(root: Path) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from fieldloop.cli import quarantine
+from fieldloop.cli import profile, quarantine
 from fieldloop.domain.errors import FieldloopError, ServiceError
 from fieldloop.stores.settings import Settings
 from infra.local import minio, platform
@@ -57,6 +57,7 @@ target = typer.Typer(help="The edge targets that run models.", no_args_is_help=T
 app.add_typer(device, name="device")
 app.add_typer(target, name="target")
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(profile.app, name="profile")
 
 
 @app.command()

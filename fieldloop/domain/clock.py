@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldloop.domain.profile import ClockKind
+from fieldloop.domain.columns import to_floats
+from fieldloop.domain.profile import Clock
+from fieldloop.domain.zone import local_to_utc_us
 
-US_PER_UNIT = {"epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1}
+US_PER_UNIT = {"epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1, "payload": 1}
 NOT_A_TIME = np.int64(np.iinfo(np.int64).min)  # marks what could not be read; the value of NumPy's NaT
 
 _LATEST_US = 253_402_300_800_000_000  # the year 10000: nothing later can be written as a date
@@ -16,59 +18,129 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OFFSET_CHARS = 6  # ±hh:mm
 _SECOND_CHARS = 19  # YYYY-MM-DDThh:mm:ss
 _DIGIT_ZERO = ord("0")
+_PARTS = ((1, 9999), (1, 12), (1, 31), (0, 23), (0, 59), (0, 59))  # year, month, day, hour, minute, second
+_FIRST_PARTS = (1970, 1, 1, 0, 0, 0)  # of those that a device does not send
 
 
-def to_utc_us(kind: ClockKind, raw: Sequence[str | float]) -> NDArray[np.int64]:
-    """Return UTC microseconds ([N] int64); `NOT_A_TIME` where an entry cannot be read.
+def event_times(
+    clock: Clock,
+    columns: Sequence[Sequence[object]],
+    devices: Sequence[str],
+    arrival_us: NDArray[np.int64],
+    cadence_us: int,
+) -> NDArray[np.int64]:
+    """Return UTC microseconds ([N] int64); `NOT_A_TIME` where a record's time cannot be read.
 
     Args:
-        kind: how the device writes its clock. ISO 8601 needs an offset or `Z`: a local time without one is ambiguous.
-        raw: [N] strings for `iso`, numbers for the others.
+        clock: how the device writes its clock. ISO 8601 needs an offset or `Z` where the clock has no zone: a local
+            time without one is ambiguous.
+        columns: one of [N] raw entries, one a part for `parts`, none for `arrival`. None where there is no entry.
+        devices: [N] whose records they are, in order of arrival.
+        arrival_us: [N] int64, when they arrived, UTC.
+        cadence_us: regular distance of two records of one device.
     """
-    if kind == "iso":
-        return iso_to_utc_us([str(entry) for entry in raw])
-    numbers = np.asarray(raw, dtype=np.float64) * US_PER_UNIT[kind]
+    if clock.kind == "arrival":
+        return arrival_us.copy()
+    if clock.kind in US_PER_UNIT:
+        return _epoch_us(columns[0], US_PER_UNIT[clock.kind])
+    if clock.kind == "parts":
+        times, local = _parts_us(columns), np.ones(len(arrival_us), dtype=np.bool_)
+    else:
+        times, local = _iso_us(["" if entry is None else str(entry) for entry in columns[0]])
+    if not local.any():
+        return times
+    if clock.zone is None:
+        return np.where(local, NOT_A_TIME, times)
+    rows = np.flatnonzero(local & (times != NOT_A_TIME))
+    owners = [devices[row] for row in rows.tolist()]
+    times[rows] = local_to_utc_us(clock.zone, times[rows], owners, arrival_us[rows], cadence_us)
+    return times
+
+
+def _epoch_us(entries: Sequence[object], unit_us: int) -> NDArray[np.int64]:
+    numbers = to_floats(entries) * unit_us
     readable = np.isfinite(numbers) & (np.abs(numbers) < _LATEST_US)
     return np.where(readable, np.rint(np.where(readable, numbers, 0)).astype(np.int64), NOT_A_TIME)
 
 
-def iso_to_utc_us(times: Sequence[str]) -> NDArray[np.int64]:
-    """Return UTC microseconds ([N] int64) of ISO 8601 strings with offsets; `NOT_A_TIME` where one cannot be read.
+def _parts_us(columns: Sequence[Sequence[object]]) -> NDArray[np.int64]:
+    """Return microseconds ([N] int64) of times split into year, month, day and so on."""
+    given = [to_floats(column) for column in columns]
+    whole, proper = [], np.ones(len(columns[0]), dtype=np.bool_)
+    for numbers, (lowest, highest), first in zip(given, _PARTS, _FIRST_PARTS, strict=False):
+        fine = (numbers >= lowest) & (numbers <= highest) & (numbers == np.floor(numbers))
+        proper &= fine
+        whole.append(np.where(fine, numbers, first).astype(np.int64))
+    whole += [np.full(len(proper), first) for first in _FIRST_PARTS[len(whole) :]]
+    year, month, day, hour, minute, second = whole
+    months = ((year - 1970) * 12 + month - 1).astype("datetime64[M]")
+    days = months.astype("datetime64[D]") + (day - 1)
+    proper &= days.astype("datetime64[M]") == months  # no 30 February
+    seconds = days.astype(np.int64) * 86_400 + hour * 3_600 + minute * 60 + second
+    return np.where(proper, seconds * 1_000_000, NOT_A_TIME)
 
-    Times written in one layout (`2014-01-01T01:00:00+01:00`, as a device does) are read as columns of characters;
+
+def _iso_us(times: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return microseconds ([N] int64) of ISO 8601 times, and which of them lack an offset ([N] bool).
+
+    Times written in one layout (`2014-01-01T01:00:00+01:00`, or without the offset) are read as columns of characters;
     anything else one by one.
     """
-    column = _one_layout(times)
-    if column is not None:
-        return column
-    return np.array([_single(time) for time in times], dtype=np.int64)
+    text = _characters(times)
+    seconds = None if text is None else _seconds(text)
+    if text is not None and seconds is not None:
+        offsets = _offset_seconds(text[:, _SECOND_CHARS:])
+        if offsets is not None:
+            local = np.full(len(times), text.shape[1] == _SECOND_CHARS)
+            return (seconds - offsets) * 1_000_000, local
+    singles = [_single(time) for time in times]
+    return (
+        np.array([us for us, _ in singles], dtype=np.int64),
+        np.array([local for _, local in singles], dtype=np.bool_),
+    )
 
 
-def _one_layout(times: Sequence[str]) -> NDArray[np.int64] | None:
-    """Read a column whose entries all look like YYYY-MM-DDThh:mm:ss±hh:mm; None where they do not."""
-    width = _SECOND_CHARS + _OFFSET_CHARS
-    if not times or any(len(time) != width for time in times):
+def _characters(times: Sequence[str]) -> NDArray[np.uint8] | None:
+    """Return the characters ([N, 19 or 25]) of times that have one of the two layouts' widths; None for others."""
+    widths = {len(time) for time in times}
+    if widths not in ({_SECOND_CHARS}, {_SECOND_CHARS + _OFFSET_CHARS}):
+        return None
+    width = widths.pop()
+    try:
+        return np.array(times, dtype=f"S{width}").view(np.uint8).reshape(-1, width)
+    except UnicodeEncodeError:
+        return None
+
+
+def _seconds(text: NDArray[np.uint8]) -> NDArray[np.int64] | None:
+    """Return seconds since 1970 ([N] int64) of times that begin with YYYY-MM-DDThh:mm:ss; None where one does not."""
+    if (text[:, [4, 7, 13, 16]] != np.frombuffer(b"--::", dtype=np.uint8)).any():
         return None
     try:
-        text = np.array(times, dtype=f"S{width}")
-        local = text.astype(f"S{_SECOND_CHARS}").astype("datetime64[s]").astype(np.int64)
-    except (UnicodeEncodeError, ValueError):
+        seconds = np.ascontiguousarray(text[:, :_SECOND_CHARS]).view(f"S{_SECOND_CHARS}").astype("datetime64[s]")
+    except ValueError:
         return None
-    tail = text.view(np.uint8).reshape(-1, width)[:, _SECOND_CHARS:].astype(np.int64)
-    digits = tail[:, [1, 2, 4, 5]] - _DIGIT_ZERO
+    return seconds.reshape(-1).astype(np.int64)
+
+
+def _offset_seconds(tail: NDArray[np.uint8]) -> NDArray[np.int64] | None:
+    """Return seconds ([N] int64) of offsets ±hh:mm, zeros where there are none; None where one is something else."""
+    if not tail.shape[1]:
+        return np.zeros(len(tail), dtype=np.int64)
+    digits = tail[:, [1, 2, 4, 5]].astype(np.int64) - _DIGIT_ZERO
     signs = np.where(tail[:, 0] == ord("+"), 1, np.where(tail[:, 0] == ord("-"), -1, 0))
     hours, minutes = digits[:, 0] * 10 + digits[:, 1], digits[:, 2] * 10 + digits[:, 3]
     proper = ((digits >= 0) & (digits <= 9)).all(axis=1) & (signs != 0) & (hours < 24) & (minutes < 60)
     if not (proper & (tail[:, 3] == ord(":"))).all():
         return None
-    return np.asarray((local - signs * (hours * 3600 + minutes * 60)) * 1_000_000, dtype=np.int64)
+    return np.asarray(signs * (hours * 3600 + minutes * 60), dtype=np.int64)
 
 
-def _single(time: str) -> int:
+def _single(time: str) -> tuple[int, bool]:
     try:
         moment = datetime.fromisoformat(time)
     except ValueError:
-        return int(NOT_A_TIME)
+        return int(NOT_A_TIME), False
     if moment.tzinfo is None:
-        return int(NOT_A_TIME)
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+        return (moment - _EPOCH.replace(tzinfo=None)) // timedelta(microseconds=1), True
+    return (moment - _EPOCH) // timedelta(microseconds=1), False

@@ -7,13 +7,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from fieldloop.domain.payloads import json
+from fieldloop.domain.payloads import formats
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Readings, Reason, Reject
 
 MAX_PAYLOAD_BYTES = 1 << 20  # a record has some hundred bytes: more than 1 MiB is a device gone wrong
-
-_DECODERS = {"json": json.decode}
 
 
 def harmonize(profile: Profile, messages: Messages) -> tuple[Readings, list[Reject]]:
@@ -27,7 +25,7 @@ def harmonize(profile: Profile, messages: Messages) -> tuple[Readings, list[Reje
         Readings in order of arrival, canonical units; rejects name the message row, the reason and the detail.
     """
     small, too_large = _by_size(messages)
-    records = _DECODERS[profile.format](profile, messages.take(small))
+    records = formats.decode(profile, messages.take(small))
     row = small[records.message]
     rejects = too_large + [
         Reject(int(small[reject.message]), reject.metric, reject.reason, reject.detail) for reject in records.rejects

@@ -20,6 +20,7 @@ class Reason(StrEnum):
     UNKNOWN_DEVICE = "unknown device"
     WRONG_DEVICE = "wrong device"
     UNKNOWN_METRIC = "unknown metric"
+    UNKNOWN_UNIT = "unknown unit"
     WRONG_TYPE = "wrong type"
     NO_EVENT_TIME = "no event time"
     FUTURE = "time in the future"

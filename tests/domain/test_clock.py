@@ -7,25 +7,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldloop.domain.clock import NOT_A_TIME, iso_to_utc_us, to_utc_us
+from fieldloop.domain.clock import NOT_A_TIME, event_times
+from fieldloop.domain.profile import Clock, Zone
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ISO = Clock("t", "iso")
+BEIJING = Zone("Asia/Shanghai", (), (8 * 3600,))
 offsets = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 moments = st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1), timezones=offsets)
+
+
+def read(clock: Clock, *columns: list[object]) -> list[int]:
+    count = len(columns[0])
+    return event_times(clock, columns, ["d"] * count, np.full(count, 7), 1).tolist()
 
 
 @given(st.lists(moments.map(lambda moment: moment.replace(microsecond=0)), min_size=1, max_size=20))
 def test_column_of_one_layout_equals_the_standard_library(times):
     """Columns of characters give what `datetime` gives, mixed offsets included."""
-    got = iso_to_utc_us([time.isoformat() for time in times])
-    assert got.tolist() == [(time - EPOCH) // timedelta(microseconds=1) for time in times]
+    got = read(ISO, [time.isoformat() for time in times])
+    assert got == [(time - EPOCH) // timedelta(microseconds=1) for time in times]
 
 
 @given(st.lists(moments, min_size=1, max_size=20))
 def test_mixed_layouts_equal_the_standard_library(times):
     """Fractions of a second come and go; every entry is still read."""
-    got = iso_to_utc_us([time.isoformat() for time in times])
-    assert got.tolist() == [(time - EPOCH) // timedelta(microseconds=1) for time in times]
+    got = read(ISO, [time.isoformat() for time in times])
+    assert got == [(time - EPOCH) // timedelta(microseconds=1) for time in times]
 
 
 @pytest.mark.parametrize(
@@ -34,20 +42,61 @@ def test_mixed_layouts_equal_the_standard_library(times):
         "",
         "yesterday",
         "2015-01-01T00:00:00",
+        "2015-01-01T00:00+01",
         "2015-02-30T00:00:00+01:00",
         "2015-01-01T00:00:00+0é:00",
         "2015-01-01T00:00:00*01:00",
     ],
 )
 def test_unreadable_time_spoils_no_other(text):
-    """An entry that cannot be read is marked, its neighbours are read."""
-    first, bad, last = iso_to_utc_us(["2015-01-01T01:00:00+01:00", text, "2015-01-01T00:00:00+00:00"])
+    """An entry that cannot be read is marked, its neighbours are read; an hour's offset alone is ISO too."""
+    first, bad, last = read(ISO, ["2015-01-01T01:00:00+01:00", text, "2015-01-01T00:00:00+00:00"])
     assert first == last == 1_420_070_400_000_000
-    assert bad == NOT_A_TIME
+    assert bad in (NOT_A_TIME, 1_420_066_800_000_000)
+
+
+def test_local_times_of_a_zone_stand_beside_times_with_their_own_offset():
+    """The zone is for those that have no offset."""
+    got = read(Clock("t", "iso", zone=BEIJING), ["2015-01-01 08:00:00", "2015-01-01T00:00:00Z", None, "2015-01-01"])
+    assert got == [1_420_070_400_000_000, 1_420_070_400_000_000, NOT_A_TIME, 1_420_041_600_000_000]
+
+
+def test_a_column_of_local_times_is_read_as_one():
+    """Both layouts of it, with `T` or a space."""
+    got = read(Clock("t", "iso", zone=BEIJING), ["2015-01-01 08:00:00", "2015-01-01T08:00:01"])
+    assert got == [1_420_070_400_000_000, 1_420_070_401_000_000]
 
 
 def test_epochs_of_all_units_agree():
-    """Seconds, milliseconds and microseconds name the same moment; infinities and absurd numbers name none."""
+    """Seconds, milliseconds and microseconds name the same moment, as texts too; absurd numbers name none."""
     for kind, number in [("epoch_s", 1420070400.25), ("epoch_ms", 1420070400250), ("epoch_us", 1420070400250000)]:
-        assert to_utc_us(kind, [number]).tolist() == [1_420_070_400_250_000]
-    assert (to_utc_us("epoch_s", [np.inf, np.nan, 1e300]) == NOT_A_TIME).all()
+        assert read(Clock("t", kind), [number, str(number)]) == [1_420_070_400_250_000] * 2
+    assert set(read(Clock("t", "epoch_s"), [np.inf, np.nan, 1e300, None, "soon", 10**400])) == {int(NOT_A_TIME)}
+
+
+@given(st.lists(st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)), min_size=1, max_size=20))
+def test_split_times_equal_the_standard_library(times):
+    """Year, month, day and hour from four columns, as numbers or texts."""
+    clock = Clock("", "parts", ("y", "m", "d", "h"), BEIJING)
+    got = read(
+        clock, [t.year for t in times], [str(t.month) for t in times], [t.day for t in times], [t.hour for t in times]
+    )
+    whole = [t.replace(minute=0, second=0, microsecond=0, tzinfo=timezone(timedelta(hours=8))) for t in times]
+    assert got == [(time - EPOCH) // timedelta(microseconds=1) for time in whole]
+
+
+@pytest.mark.parametrize(
+    "parts", [(2015, 2, 30), (2015, 13, 1), (2015, 1, 0), (2015, 1.5, 1), (None, 1, 1), ("x", 1, 1)]
+)
+def test_a_day_that_is_none_is_marked(parts):
+    """No 30 February, no month 13, and nothing missing."""
+    columns = [[part, good] for part, good in zip(parts, (2015, 1, 1), strict=True)]
+    assert read(Clock("", "parts", ("y", "m", "d"), Zone("UTC", (), (0,))), *columns) == [
+        NOT_A_TIME,
+        1_420_070_400_000_000,
+    ]
+
+
+def test_a_device_without_a_clock_has_the_time_of_arrival():
+    """The broker's stamp."""
+    assert event_times(Clock("", "arrival"), (), ["d", "d"], np.array([5, 6]), 1).tolist() == [5, 6]

@@ -112,7 +112,7 @@ def test_a_unit_becomes_the_nearest_scale_and_offset(source: str, target: str, s
         ("epoch_ms", "epoch", "x.yaml:4: `clock.kind`: input should be 'iso'"),
         ("metric: temperature", "metric: Temp C", "x.yaml:7: `channels.0.metric`:"),
         ("range:", "rnge:", "x.yaml:11: unknown key `rnge` in `channels.0`; did you mean `range`?"),
-        ("format: json", "format: csv", "x.yaml:3: `format`:"),
+        ("format: json", "format: xml", "x.yaml:3: `format`:"),
     ],
 )
 def test_a_profile_that_cannot_be_used_is_refused_by_file_and_line(found: str, put: str, error: str) -> None:

@@ -1,1 +1,1 @@
-"""Payload formats, one a file: bytes of messages to columns of raw values."""
+"""Payload formats, one a file. Each turns messages into the same `records.Records`, as the device's profile says."""

@@ -1,0 +1,204 @@
+"""Decoded records as columns: what every format gives, and the steps that all formats share.
+
+A format reads its messages into a `Table` of raw entries. `to_records` then refuses records of other devices, reads
+the clock, maps texts and status codes, and names each entry that is not a value.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import compress
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldloop.domain.clock import NOT_A_TIME, event_times
+from fieldloop.domain.columns import all_floats, to_floats
+from fieldloop.domain.profile import Channel, Profile
+from fieldloop.domain.readings import Messages, Reason, Reject
+
+Column = Sequence[object]
+
+_SHOWN_CHARS = 80  # of a refused value
+_SHOWN_TEXTS = 6  # of those that a channel knows
+
+
+@dataclass(frozen=True)
+class Records:
+    """Decoded records, raw units.
+
+    Attributes:
+        message: [R] int64, row of the message.
+        event_us: [R] int64, UTC microseconds.
+        values: [R, C] float64 in the order of the profile's channels, NaN where a record has no value.
+        rejects: what did not decode.
+    """
+
+    message: NDArray[np.int64]
+    event_us: NDArray[np.int64]
+    values: NDArray[np.float64]
+    rejects: list[Reject]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Records with their raw entries, None where a record has none: numbers, texts, or booleans.
+
+    Attributes:
+        rows: [R] row of each record's message, never decreasing.
+        clock: [R] entries each, as many columns as `clock_fields` names.
+        device: [R] names that the records give their device; None where the profile asks for none.
+        channels: [R] entries each, in the order of the profile's channels; read once, and made only then.
+        rejects: what was refused on the way.
+    """
+
+    rows: list[int]
+    clock: tuple[Column, ...]
+    device: Column | None
+    channels: Iterable[Column]
+    rejects: list[Reject]
+
+
+@dataclass
+class Points:
+    """Single values gathered into records: those of one message and time share a record."""
+
+    channels: int
+    rows: list[int] = field(default_factory=list)
+    times_us: list[int] = field(default_factory=list)
+    columns: list[list[object]] = field(init=False)
+    rejects: list[Reject] = field(default_factory=list)
+    _record: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.columns = [[] for _ in range(self.channels)]
+
+    def add(self, row: int, time_us: int, channel: int, value: object) -> None:
+        """Add one value; a second one of the same channel and time begins another record."""
+        if not self.rows or self.rows[-1] != row:
+            self._record.clear()
+        record = self._record.get(time_us)
+        if record is None or self.columns[channel][record] is not None:
+            record = self._begin(row, time_us)
+        self.columns[channel][record] = value
+
+    def table(self) -> Table:
+        """Return the records gathered so far."""
+        return Table(self.rows, (self.times_us,), None, tuple(self.columns), self.rejects)
+
+    def _begin(self, row: int, time_us: int) -> int:
+        record = self._record[time_us] = len(self.rows)
+        self.rows.append(row)
+        self.times_us.append(time_us)
+        for column in self.columns:
+            column.append(None)
+        return record
+
+
+def clock_fields(profile: Profile) -> tuple[str, ...]:
+    """Return the fields that make up a record's time, in the order in which `Table.clock` holds them."""
+    if profile.clock.kind in ("arrival", "payload"):
+        return ()
+    return profile.clock.parts or (profile.clock.field,)
+
+
+def to_records(profile: Profile, messages: Messages, table: Table) -> Records:
+    """Return the records of a table: times in UTC microseconds, values as numbers, and what was refused."""
+    table = _own_records(profile, messages, table)
+    rows = np.array(table.rows, dtype=np.int64)
+    devices = messages.devices if profile.clock.zone is None else [messages.devices[row] for row in table.rows]
+    event_us = event_times(profile.clock, table.clock, devices, messages.arrival_us[rows], profile.cadence_us)
+    rejects = list(table.rejects)
+    values = np.empty((len(rows), len(profile.channels)), dtype=np.float64)
+    for number, (channel, entries) in enumerate(zip(profile.channels, table.channels, strict=True)):
+        values[:, number] = _values(channel, entries, table.rows, rejects)
+    readable = event_us != NOT_A_TIME
+    rejects += [_no_time(profile, table, int(index)) for index in np.flatnonzero(~readable)]
+    return Records(rows[readable], event_us[readable], values[readable], rejects)
+
+
+def shown(value: object) -> str:
+    """Return a refused value as JSON, shortened, for a message to a person."""
+    text = msgspec.json.encode(value, enc_hook=repr).decode()
+    return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 3]}..."
+
+
+def unknown_field(row: int, name: str) -> Reject:
+    """Return the refusal of a field that no channel reads."""
+    return Reject(row, name, Reason.UNKNOWN_METRIC, f"no channel reads field `{name}`")
+
+
+def _own_records(profile: Profile, messages: Messages, table: Table) -> Table:
+    """Refuse records that name another device than the topic they came on."""
+    if table.device is None:
+        return table
+    own = [messages.devices[row] for row in table.rows]
+    if list(table.device) == own:
+        return table
+    kept = [name is None or name == device for name, device in zip(table.device, own, strict=True)]
+    foreign = [
+        Reject(row, None, Reason.WRONG_DEVICE, f"the record names device `{name}`, its topic belongs to `{device}`")
+        for row, name, device, fine in zip(table.rows, table.device, own, kept, strict=True)
+        if not fine
+    ]
+    return replace(
+        table,
+        rows=list(compress(table.rows, kept)),
+        clock=tuple(list(compress(column, kept)) for column in table.clock),
+        channels=(list(compress(column, kept)) for column in table.channels),
+        rejects=table.rejects + foreign,
+    )
+
+
+def _values(channel: Channel, entries: Column, rows: list[int], rejects: list[Reject]) -> NDArray[np.float64]:
+    """Return a channel's raw numbers ([R] float64), NaN where there is none; name the entries that are not values."""
+    if channel.texts or channel.missing:
+        entries = _translated(channel, entries)
+    values = all_floats(entries)
+    if values is None:
+        values = to_floats(entries)
+        rejects += [
+            Reject(rows[index], channel.metric, Reason.WRONG_TYPE, _no_number(channel, entries[index]))
+            for index in np.flatnonzero(np.isnan(values)).tolist()
+            if not _is_missing(entries[index])
+        ]
+    codes = [code for code in channel.missing if isinstance(code, float)]
+    if codes:
+        values[np.isin(values, codes)] = np.nan
+    return values
+
+
+def _translated(channel: Channel, entries: Column) -> Column:
+    """Replace the channel's texts by their numbers, and those that say that there is no value by None."""
+    meaning: dict[str, float | None] = {**dict(channel.texts)}
+    meaning |= {code: None for code in channel.missing if isinstance(code, str)}
+    if not meaning:
+        return entries
+
+    def translate(entry: object) -> object:
+        if isinstance(entry, str):
+            return meaning.get(entry, entry)
+        if isinstance(entry, bool):
+            return meaning.get("true" if entry else "false", str(entry))
+        return entry
+
+    return [translate(entry) for entry in entries]
+
+
+def _is_missing(entry: object) -> bool:
+    return entry is None or str(entry).strip().lower() == "nan"
+
+
+def _no_number(channel: Channel, entry: object) -> str:
+    known = [text for text, _ in channel.texts]
+    more = f" or one of {', '.join(known[:_SHOWN_TEXTS])}{', …' if len(known) > _SHOWN_TEXTS else ''}" if known else ""
+    return f"field `{channel.field}`: expected a number{more}, got {shown(entry)}"
+
+
+def _no_time(profile: Profile, table: Table, index: int) -> Reject:
+    names = ", ".join(f"`{name}`" for name in clock_fields(profile)) or "of the payload"
+    got = ", ".join(shown(column[index]) for column in table.clock)
+    hint = "an offset or a zone in the profile"
+    kind = f"iso time with {hint}" if profile.clock.kind == "iso" and not profile.clock.zone else profile.clock.kind
+    detail = f"field {names}: expected {kind} time, got {got}"
+    return Reject(table.rows[index], None, Reason.NO_EVENT_TIME, detail)
