@@ -93,7 +93,7 @@ def _child(contender: str, rows: int, repeats: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.validate", contender, str(rows), str(repeats)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{contender} at {rows:,} readings failed: {done.stderr[-2000:]}")
+        raise SystemExit(f"{contender} at {rows:,} readings ended with {done.returncode}: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
