@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 UV ?= $(shell command -v uv || echo .venv-tools/bin/uv)
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv/.peers
 
 export UV_SYSTEM_CERTS := 1
 unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH VIRTUAL_ENV
@@ -32,14 +33,15 @@ check: setup ## lint, format, types and import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: setup ## list the benchmarks; NAME=loop runs one
+bench: $(PEERS) ## list the benchmarks; NAME=loop runs one
 	@$(BIN)/python -m benchmarks $(NAME)
 
 minio: setup ## build the MinIO object store into the user's cache folder, once, about three minutes
 	@$(BIN)/fieldloop minio
 
-lock: $(UV) ## resolve the dependencies anew into the two locks
+lock: $(UV) ## resolve the dependencies anew into the three locks
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra platform --group dev pyproject.toml -o requirements.lock
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra platform --group dev --group bench pyproject.toml -o requirements-bench.lock
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements-edge.lock
 
 clean: ## remove the environment and all caches; data stays
@@ -54,6 +56,11 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock & pid=$$!; \
 	 while kill -0 $$pid 2> /dev/null; do sleep 1; n=$$((n + 1)); [ $$((n % 5)) -ne 0 ] || echo "  ... $$n s, installing"; done; wait $$pid
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+$(PEERS): requirements-bench.lock $(READY)
+	@echo "adding what the benchmarks compare with"
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-bench.lock
 	@touch $@
 
 .venv-tools/bin/uv:
