@@ -30,9 +30,6 @@ class Fieldloop(typer.Typer):
 
     def __call__(self) -> None:
         """Run the command line."""
-        logging.getLogger("asyncio").setLevel(
-            logging.ERROR
-        )  # it remarks upon every TLS connection that a server closes
         logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every TLS connection that the broker ends
         try:
             super().__call__()
