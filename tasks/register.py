@@ -25,7 +25,8 @@ from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
 from tasks.candidates import SKOPS_FILE, XGBOOST_FILE, Model, restore
 from tasks.examples import Examples, Versions, apply, read, session_of, spread_out
-from tasks.train import ALGORITHM, BEST_RUN, GRID_VERSION, NATIVE, WINDOWS_VERSION, runtime
+from tasks.runs import GRID_VERSION, NATIVE, WINDOWS_VERSION, runtime
+from tasks.train import ALGORITHM, BEST_RUN
 
 PARITY: Final = "release/parity.json"
 ROWS_ALONE: Final = 1_000  # windows that are also run one at a time

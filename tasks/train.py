@@ -8,47 +8,32 @@ What was trained before from the same content is not trained again: a run that w
 
 import hashlib
 import json
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-import msgspec
-import numpy as np
-import onnx
-from numpy.typing import NDArray
 from prefect import task
 
-from expectations.profiles import load_profile
 from fieldloop.domain.errors import TrainingError
-from fieldloop.domain.graph import PREDICTION, WINDOW, feature_graph, merge
-from fieldloop.domain.metrics import better, regression
-from fieldloop.domain.profile import Profile
+from fieldloop.domain.graph import feature_graph
+from fieldloop.domain.metrics import better
 from fieldloop.domain.recipe import Candidate, Metric, Promotion, Recipe, load_recipe
-from fieldloop.domain.windows import WindowSpec
 from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
-from tasks import candidates, plots
-from tasks.examples import Examples, Versions, apply, read, spread_out
+from tasks.examples import Versions, read
+from tasks.fitting import fit
+from tasks.runs import RUNTIME_PACKAGES, lineage, load_profiles, log_dataset, log_fitted, log_values, recipe_params
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-RUNTIME_PACKAGES: Final = ("numpy", "onnx", "onnxruntime")
 LEARNING_PACKAGES: Final = (*RUNTIME_PACKAGES, "onnxmltools", "scikit-learn", "skl2onnx", "xgboost-cpu")
-NATIVE: Final = "native"  # artifact folder of the model in its own library's format
 BEST_RUN: Final = "fieldloop.best_run"  # tag of a parent run
 ALGORITHM: Final = "fieldloop.algorithm"
 CONTENT: Final = "fieldloop.content"  # tag: digest of all that a run follows from
-GRID_VERSION: Final = "fieldloop.grid_version"
-WINDOWS_VERSION: Final = "fieldloop.windows_version"
-LINEAGE: Final = "lineage."  # prefix of tags that say where a model comes from
 
 
 @dataclass(frozen=True)
@@ -110,22 +95,6 @@ class TrainResult:
     candidates: tuple[CandidateResult, ...]
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """A candidate with all that its run is going to carry."""
-
-    recipe: Recipe
-    candidate: Candidate
-    found: Examples
-    names: tuple[str, ...]
-    model: candidates.Model
-    graph: onnx.ModelProto
-    test: NDArray[np.int64]
-    predicted: NDArray[np.float32]
-    canary: NDArray[np.int64]
-    fit_s: float
-
-
 @task(name="begin training", retries=2, retry_delay_seconds=5, timeout_seconds=300, tags=["mlflow", "lake"])
 def begin_training(
     recipe: str, algorithms: Sequence[str], grid_version: int | None, windows_version: int | None, seed: int
@@ -174,7 +143,7 @@ def begin(
         TrainingError: there are no tables to train from, or the recipe has no such candidate.
     """
     recipe = load_recipe(settings.root, recipe_name)
-    _profiles(settings, recipe)
+    load_profiles(settings, recipe)
     chosen = [_candidate(recipe, name) for name in dict.fromkeys(algorithms)] or recipe.candidates
     lake = Lake(settings)
     versions = Versions(
@@ -187,10 +156,10 @@ def begin(
     begun = _newest(mlflow, experiment_id, content, ("FINISHED", "RUNNING"))
     if begun is not None:
         return Training(recipe.name, versions, names, experiment_id, begun.info.run_id)
-    tags = {**_lineage(lake, recipe, versions), CONTENT: content, "mlflow.note.content": recipe.description}
+    tags = {**lineage(lake, recipe, versions), CONTENT: content, "mlflow.note.content": recipe.description}
     run = mlflow.create_run(experiment_id, tags=tags, run_name=f"{recipe.name} on windows {versions.windows}")
-    _log_values(mlflow, run.info.run_id, {}, {"seed": seed, **_recipe_params(recipe)})
-    _log_dataset(mlflow, lake, recipe, versions, run.info.run_id)
+    log_values(mlflow, run.info.run_id, {}, {"seed": seed, **recipe_params(recipe)})
+    log_dataset(mlflow, lake, recipe, versions, run.info.run_id)
     return Training(recipe.name, versions, names, experiment_id, run.info.run_id)
 
 
@@ -209,7 +178,7 @@ def train_candidate(settings: Settings, training: Training, algorithm: str, seed
     if done is not None:
         return _result(done)
     tags = {
-        **_lineage(lake, recipe, training.versions),
+        **lineage(lake, recipe, training.versions),
         "mlflow.parentRunId": training.run_id,
         ALGORITHM: algorithm,
         CONTENT: content,
@@ -217,33 +186,12 @@ def train_candidate(settings: Settings, training: Training, algorithm: str, seed
     run_id = mlflow.create_run(training.experiment_id, tags=tags, run_name=algorithm).info.run_id
     try:
         fitted = fit(recipe, candidate, read(lake, recipe, training.versions), seed)
-        result = _log(settings, fitted, lake, training.versions, run_id, seed)
+        log_fitted(settings, fitted, lake, training.versions, run_id, seed)
     except BaseException:
         mlflow.set_terminated(run_id, "FAILED")
         raise
     mlflow.set_terminated(run_id)
-    return result
-
-
-def fit(recipe: Recipe, candidate: Candidate, found: Examples, seed: int) -> _Fitted:
-    """Fit on the training windows alone, merge the graph and run it on the held-out windows.
-
-    Raises:
-        TrainingError: one side of the split is empty, or the candidate cannot be fitted.
-    """
-    feature_half, names = feature_graph(recipe)
-    train, test = found.chosen("train"), found.chosen("test")
-    if not len(train) or not len(test):
-        raise TrainingError(f"{recipe.name}: expected windows to train and to test on, got {found.counts()}")
-    features = apply(feature_half.SerializeToString(), found, train)
-    began = time.monotonic()
-    model = candidates.fit(candidate, features, found.target[train], seed)
-    fit_s = time.monotonic() - began
-    graph = merge(feature_half, candidates.convert(model, len(names)))
-    predicted = apply(graph.SerializeToString(), found, test)[:, 0]
-    held_out = apply(feature_half.SerializeToString(), found, test)
-    canary = test[spread_out(held_out, recipe.release.canary_rows)]
-    return _Fitted(recipe, candidate, found, names, model, graph, test, predicted, canary, fit_s)
+    return _result(mlflow.get_run(run_id))
 
 
 def finish(settings: Settings, training: Training, results: Sequence[CandidateResult]) -> TrainResult:
@@ -260,7 +208,7 @@ def finish(settings: Settings, training: Training, results: Sequence[CandidateRe
     mlflow = registry.client(settings)
     if mlflow.get_run(training.run_id).info.status != "FINISHED":
         figures = {f"{result.algorithm}.{name}": value for result in ranked for name, value in result.metrics.items()}
-        _log_values(mlflow, training.run_id, {**best.metrics, **figures}, {"best": best.algorithm})
+        log_values(mlflow, training.run_id, {**best.metrics, **figures}, {"best": best.algorithm})
         mlflow.set_tag(training.run_id, BEST_RUN, best.run_id)
         mlflow.set_terminated(training.run_id)
     url = registry.run_url(settings, training.experiment_id, training.run_id)
@@ -288,16 +236,6 @@ def describe(result: TrainResult) -> str:
             f"the embargo or later and {used['no_target']:,} without a target served neither.",
         )
     )
-
-
-def graph_bytes(graph: onnx.ModelProto) -> bytes:
-    """Return a graph's bytes, the same for the same graph."""
-    return bytes(graph.SerializeToString(deterministic=True))
-
-
-def runtime() -> dict[str, str]:
-    """Return the versions of the packages that predictions depend on."""
-    return {package: package_version(package) for package in RUNTIME_PACKAGES}
 
 
 def _pinned(lake: Lake, table: str, wanted: int | None) -> int:
@@ -350,197 +288,8 @@ def _newest(mlflow: "MlflowClient", experiment_id: str, content: str, states: tu
 
 
 def _result(run: "Run") -> CandidateResult:
-    """Read back what `_log` wrote."""
+    """Read back what `log_fitted` wrote."""
     figures = run.data.metrics
     rows = {name.removeprefix("rows."): int(count) for name, count in figures.items() if name.startswith("rows.")}
     metrics: dict[Metric, float] = {name: figures[name] for name in get_args(Metric)}
     return CandidateResult(run.data.tags[ALGORITHM], run.info.run_id, metrics, rows, figures["fit_s"])
-
-
-def _lineage(lake: Lake, recipe: Recipe, versions: Versions) -> dict[str, str]:
-    """Tags that say where a run comes from."""
-    grid, windows = f"grid/{recipe.name}", f"windows/{recipe.name}"
-    return {
-        "fieldloop.recipe": recipe.name,
-        "fieldloop.recipe_digest": recipe.digest,
-        GRID_VERSION: str(versions.grid),
-        WINDOWS_VERSION: str(versions.windows),
-        f"{LINEAGE}recipe": recipe.digest,
-        f"{LINEAGE}grid": f"{lake.uri(grid)}@{versions.grid}",
-        f"{LINEAGE}windows": f"{lake.uri(windows)}@{versions.windows}",
-    }
-
-
-def _recipe_params(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's figures that a person compares runs by."""
-    return {
-        "inputs": ",".join(recipe.inputs),
-        "target": recipe.target.metric,
-        "features": ",".join(recipe.features),
-        "step_s": recipe.grid.step_s,
-        "window_length": recipe.window.length,
-        "train_until": recipe.split.train_until.isoformat(),
-        "test_until": recipe.split.test_until.isoformat(),
-    }
-
-
-def _log(
-    settings: Settings, fitted: _Fitted, lake: Lake, versions: Versions, run_id: str, seed: int
-) -> CandidateResult:
-    """Log a fitted candidate to its run."""
-    mlflow = registry.client(settings)
-    truth = fitted.found.target[fitted.test]
-    metrics = regression(truth, fitted.predicted)
-    named: dict[str, float] = {str(name): value for name, value in metrics.items()}
-    rows = fitted.found.counts()
-    params: dict[str, Any] = {"seed": seed, **_recipe_params(fitted.recipe), **fitted.candidate.model_dump()}
-    counted = {f"rows.{use}": float(count) for use, count in rows.items()}
-    figures = {**named, **counted, **_per_device(fitted), "fit_s": fitted.fit_s}
-    _log_values(mlflow, run_id, figures, params)
-    _log_dataset(mlflow, lake, fitted.recipe, versions, run_id)
-    profiles = _profiles(settings, fitted.recipe)
-    unit = fitted.recipe.target_channel(profiles[fitted.recipe.profiles[0]]).unit
-    _log_files(mlflow, run_id, _files(fitted, profiles), _pictures(fitted, unit))
-    _log_graph(settings, fitted, run_id)
-    return CandidateResult(fitted.candidate.algorithm, run_id, metrics, rows, fitted.fit_s)
-
-
-def _per_device(fitted: _Fitted) -> dict[str, float]:
-    """Mean absolute error of each device."""
-    error = np.abs(fitted.predicted - fitted.found.target[fitted.test])
-    device = fitted.found.device[fitted.test]
-    return {
-        f"mae.{name}": float(np.mean(error[device == code]))
-        for code, name in enumerate(fitted.found.devices)
-        if (device == code).any()
-    }
-
-
-def _files(fitted: _Fitted, profiles: Mapping[str, Profile]) -> dict[str, bytes]:
-    """What a release is going to need, and the model in its own library's format."""
-    recipe = fitted.recipe
-    native_name, native = candidates.dump(fitted.model)
-    return {
-        "release/window.json": msgspec.json.encode(_window_spec(recipe, profiles)),
-        "release/profiles.json": msgspec.json.encode(profiles),
-        "release/canary.json": _canary(fitted),
-        "release/features.json": msgspec.json.encode(fitted.names),
-        "release/target.json": _target(recipe, profiles[recipe.profiles[0]]),
-        "recipe.json": recipe.model_dump_json(indent=2).encode(),
-        f"{NATIVE}/{native_name}": native,
-    }
-
-
-def _profiles(settings: Settings, recipe: Recipe) -> dict[str, Profile]:
-    """The recipe's profiles, each with all that the recipe reads and predicts."""
-    profiles = {name: load_profile(settings.root, name) for name in recipe.profiles}
-    _window_spec(recipe, profiles)
-    return profiles
-
-
-def _window_spec(recipe: Recipe, profiles: Mapping[str, Profile]) -> WindowSpec:
-    """What a window is, the same for every profile, since one graph serves them all."""
-    specs = {name: recipe.window_spec(profile) for name, profile in profiles.items()}
-    first = specs[recipe.profiles[0]]
-    for name, spec in specs.items():
-        if spec != first:
-            raise TrainingError(
-                f"recipe {recipe.name}: profiles `{recipe.profiles[0]}` and `{name}` reduce a grid step by different "
-                f"rules: {first.rules} and {spec.rules} for {recipe.inputs}; give them the same, or a recipe each"
-            )
-    return first
-
-
-def _canary(fitted: _Fitted) -> bytes:
-    """Held-out windows as JSON, null for NaN."""
-    windows = np.concatenate(list(fitted.found.windows(fitted.canary)))
-    return msgspec.json.encode({"inputs": windows.tolist()})
-
-
-def _target(recipe: Recipe, profile: Profile) -> bytes:
-    """What is predicted, for the manifest."""
-    unit = recipe.target_channel(profile).unit
-    return msgspec.json.encode({"metric": recipe.target.metric, "unit": unit, "tolerance": recipe.release.tolerance})
-
-
-def _pictures(fitted: _Fitted, unit: str) -> dict[str, "Figure"]:
-    truth = fitted.found.target[fitted.test]
-    quantity = f"{fitted.recipe.target.metric}, {unit}"
-    return {
-        "plots/truth_and_prediction.png": plots.truth_and_prediction(truth, fitted.predicted, quantity),
-        "plots/residuals.png": plots.residuals(fitted.found.end_us[fitted.test], fitted.predicted - truth, quantity),
-        "plots/importance.png": plots.importance(candidates.importances(fitted.model, fitted.names)),
-    }
-
-
-def _log_files(
-    mlflow: "MlflowClient", run_id: str, files: Mapping[str, bytes], pictures: Mapping[str, "Figure"]
-) -> None:
-    """Upload files and pictures, by path."""
-    with tempfile.TemporaryDirectory(prefix="fieldloop-") as name:
-        folder = Path(name)
-        for path in (*files, *pictures):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        for path, data in files.items():
-            (folder / path).write_bytes(data)
-        for path, figure in pictures.items():
-            figure.savefig(folder / path)
-        mlflow.log_artifacts(run_id, name)
-
-
-def _log_values(mlflow: "MlflowClient", run_id: str, metrics: Mapping[Any, float], params: Mapping[str, Any]) -> None:
-    """Log metrics and parameters in one call."""
-    from mlflow.entities import Metric as MlflowMetric
-    from mlflow.entities import Param
-
-    now_ms = time.time_ns() // 1_000_000
-    mlflow.log_batch(
-        run_id,
-        metrics=[MlflowMetric(str(name), value, now_ms, 0) for name, value in metrics.items()],
-        params=[Param(name, str(value)) for name, value in params.items()],
-    )
-
-
-def _log_dataset(mlflow: "MlflowClient", lake: Lake, recipe: Recipe, versions: Versions, run_id: str) -> None:
-    """Say in MLflow's terms which tables, at which versions, the run reads."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    tables = {f"grid/{recipe.name}": versions.grid, f"windows/{recipe.name}": versions.windows}
-    inputs = [
-        DatasetInput(
-            Dataset(table, f"version {version}", "delta_table", _delta_source(lake.uri(table), version)),
-            [InputTag("mlflow.data.context", "training and test")],
-        )
-        for table, version in tables.items()
-    ]
-    mlflow.log_inputs(run_id, inputs)
-
-
-def _delta_source(uri: str, version: int) -> str:
-    """A table version as MLflow's own Delta source writes it."""
-    return json.dumps({"path": uri, "delta_table_version": version})
-
-
-def _log_graph(settings: Settings, fitted: _Fitted, run_id: str) -> None:
-    """Log the merged graph as MLflow model `graph`, with signature and input example."""
-    import mlflow
-    import mlflow.onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    length, channels = fitted.recipe.window.length, len(fitted.recipe.channels)
-    signature = ModelSignature(
-        Schema([TensorSpec(np.dtype(np.float32), (-1, channels, length), WINDOW)]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1, 1), PREDICTION)]),
-    )
-    mlflow.set_tracking_uri(settings.mlflow_endpoint)
-    with mlflow.start_run(run_id=run_id):
-        mlflow.onnx.log_model(
-            fitted.graph,
-            name=registry.GRAPH,
-            signature=signature,
-            input_example={WINDOW: next(fitted.found.windows(fitted.canary[-1:]))},
-            pip_requirements=[f"{package}=={version}" for package, version in runtime().items()],
-            onnx_execution_providers=["CPUExecutionProvider"],
-            save_as_external_data=False,
-        )

@@ -1,0 +1,45 @@
+"""What a model reads: channels, the grid they lie on, the window, and the features made of it."""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from fieldloop.domain.recipe.part import Name, Part
+
+Family = Literal["level", "spread", "trend"]
+
+
+class InputChannel(Part):
+    """One row of the window, and what of it the graph takes for missing.
+
+    Attributes:
+        metric: canonical name in the profile.
+        valid: lowest and highest plausible value, canonical unit, inclusive; others become NaN.
+        frozen_steps: a run of at least so many equal values within the window becomes NaN; None for channels that
+            may well stand still.
+    """
+
+    metric: Name
+    valid: tuple[float, float] = (-np.inf, np.inf)
+    frozen_steps: int | None = Field(None, ge=2)
+
+    @field_validator("valid")
+    @classmethod
+    def _ordered(cls, valid: tuple[float, float]) -> tuple[float, float]:
+        if not valid[0] < valid[1]:
+            raise ValueError(f"expected [lowest, highest], got [{valid[0]}, {valid[1]}]")
+        return valid
+
+
+class Grid(Part):
+    """Regular time steps, and how long one stays open for readings that arrive late (seconds)."""
+
+    step_s: int = Field(ge=1, le=86_400)
+    grace_s: int = Field(0, ge=0, le=86_400)
+
+
+class Window(Part):
+    """How much of the past a model reads, in steps, the present one included."""
+
+    length: int = Field(ge=2, le=1_024)

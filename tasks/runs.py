@@ -1,0 +1,227 @@
+"""What the MLflow run of a candidate carries: figures, lineage, data sets, pictures, all that a release needs."""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+
+from expectations.profiles import load_profile
+from fieldloop.domain.errors import TrainingError
+from fieldloop.domain.graph import PREDICTION, WINDOW
+from fieldloop.domain.metrics import regression
+from fieldloop.domain.profile import Profile
+from fieldloop.domain.recipe import Recipe
+from fieldloop.domain.windows import WindowSpec
+from fieldloop.stores import registry
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.settings import Settings
+from tasks import candidates, plots
+from tasks.examples import Versions
+from tasks.fitting import Fitted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+RUNTIME_PACKAGES: Final = ("numpy", "onnx", "onnxruntime")
+NATIVE: Final = "native"  # artifact folder of the model in its own library's format
+GRID_VERSION: Final = "fieldloop.grid_version"
+WINDOWS_VERSION: Final = "fieldloop.windows_version"
+LINEAGE: Final = "lineage."  # prefix of tags that say where a model comes from
+
+
+def lineage(lake: Lake, recipe: Recipe, versions: Versions) -> dict[str, str]:
+    """Tags that say where a run comes from."""
+    grid, windows = f"grid/{recipe.name}", f"windows/{recipe.name}"
+    return {
+        "fieldloop.recipe": recipe.name,
+        "fieldloop.recipe_digest": recipe.digest,
+        GRID_VERSION: str(versions.grid),
+        WINDOWS_VERSION: str(versions.windows),
+        f"{LINEAGE}recipe": recipe.digest,
+        f"{LINEAGE}grid": f"{lake.uri(grid)}@{versions.grid}",
+        f"{LINEAGE}windows": f"{lake.uri(windows)}@{versions.windows}",
+    }
+
+
+def recipe_params(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's figures that a person compares runs by."""
+    return {
+        "inputs": ",".join(recipe.inputs),
+        "target": recipe.target.metric,
+        "features": ",".join(recipe.features),
+        "step_s": recipe.grid.step_s,
+        "window_length": recipe.window.length,
+        "train_until": recipe.split.train_until.isoformat(),
+        "test_until": recipe.split.test_until.isoformat(),
+    }
+
+
+def log_fitted(settings: Settings, fitted: Fitted, lake: Lake, versions: Versions, run_id: str, seed: int) -> None:
+    """Log a fitted candidate to its run."""
+    mlflow = registry.client(settings)
+    truth = fitted.found.target[fitted.test]
+    metrics = regression(truth, fitted.predicted)
+    named: dict[str, float] = {str(name): value for name, value in metrics.items()}
+    rows = fitted.found.counts()
+    params: dict[str, Any] = {"seed": seed, **recipe_params(fitted.recipe), **fitted.candidate.model_dump()}
+    counted = {f"rows.{use}": float(count) for use, count in rows.items()}
+    figures = {**named, **counted, **_per_device(fitted), "fit_s": fitted.fit_s}
+    log_values(mlflow, run_id, figures, params)
+    log_dataset(mlflow, lake, fitted.recipe, versions, run_id)
+    profiles = load_profiles(settings, fitted.recipe)
+    unit = fitted.recipe.target_channel(profiles[fitted.recipe.profiles[0]]).unit
+    _log_files(mlflow, run_id, _files(fitted, profiles), _pictures(fitted, unit))
+    _log_graph(settings, fitted, run_id)
+
+
+def _per_device(fitted: Fitted) -> dict[str, float]:
+    """Mean absolute error of each device."""
+    error = np.abs(fitted.predicted - fitted.found.target[fitted.test])
+    device = fitted.found.device[fitted.test]
+    return {
+        f"mae.{name}": float(np.mean(error[device == code]))
+        for code, name in enumerate(fitted.found.devices)
+        if (device == code).any()
+    }
+
+
+def _files(fitted: Fitted, profiles: Mapping[str, Profile]) -> dict[str, bytes]:
+    """What a release is going to need, and the model in its own library's format."""
+    recipe = fitted.recipe
+    native_name, native = candidates.dump(fitted.model)
+    return {
+        "release/window.json": msgspec.json.encode(window_spec(recipe, profiles)),
+        "release/profiles.json": msgspec.json.encode(profiles),
+        "release/canary.json": _canary(fitted),
+        "release/features.json": msgspec.json.encode(fitted.names),
+        "release/target.json": _target(recipe, profiles[recipe.profiles[0]]),
+        "recipe.json": recipe.model_dump_json(indent=2).encode(),
+        f"{NATIVE}/{native_name}": native,
+    }
+
+
+def load_profiles(settings: Settings, recipe: Recipe) -> dict[str, Profile]:
+    """The recipe's profiles, each with all that the recipe reads and predicts."""
+    profiles = {name: load_profile(settings.root, name) for name in recipe.profiles}
+    window_spec(recipe, profiles)
+    return profiles
+
+
+def window_spec(recipe: Recipe, profiles: Mapping[str, Profile]) -> WindowSpec:
+    """What a window is, the same for every profile, since one graph serves them all."""
+    specs = {name: recipe.window_spec(profile) for name, profile in profiles.items()}
+    first = specs[recipe.profiles[0]]
+    for name, spec in specs.items():
+        if spec != first:
+            raise TrainingError(
+                f"recipe {recipe.name}: profiles `{recipe.profiles[0]}` and `{name}` reduce a grid step by different "
+                f"rules: {first.rules} and {spec.rules} for {recipe.inputs}; give them the same, or a recipe each"
+            )
+    return first
+
+
+def _canary(fitted: Fitted) -> bytes:
+    """Held-out windows as JSON, null for NaN."""
+    windows = np.concatenate(list(fitted.found.windows(fitted.canary)))
+    return msgspec.json.encode({"inputs": windows.tolist()})
+
+
+def _target(recipe: Recipe, profile: Profile) -> bytes:
+    """What is predicted, for the manifest."""
+    unit = recipe.target_channel(profile).unit
+    return msgspec.json.encode({"metric": recipe.target.metric, "unit": unit, "tolerance": recipe.release.tolerance})
+
+
+def _pictures(fitted: Fitted, unit: str) -> dict[str, "Figure"]:
+    truth = fitted.found.target[fitted.test]
+    quantity = f"{fitted.recipe.target.metric}, {unit}"
+    return {
+        "plots/truth_and_prediction.png": plots.truth_and_prediction(truth, fitted.predicted, quantity),
+        "plots/residuals.png": plots.residuals(fitted.found.end_us[fitted.test], fitted.predicted - truth, quantity),
+        "plots/importance.png": plots.importance(candidates.importances(fitted.model, fitted.names)),
+    }
+
+
+def _log_files(
+    mlflow: "MlflowClient", run_id: str, files: Mapping[str, bytes], pictures: Mapping[str, "Figure"]
+) -> None:
+    """Upload files and pictures, by path."""
+    with tempfile.TemporaryDirectory(prefix="fieldloop-") as name:
+        folder = Path(name)
+        for path in (*files, *pictures):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        for path, data in files.items():
+            (folder / path).write_bytes(data)
+        for path, figure in pictures.items():
+            figure.savefig(folder / path)
+        mlflow.log_artifacts(run_id, name)
+
+
+def log_values(mlflow: "MlflowClient", run_id: str, metrics: Mapping[Any, float], params: Mapping[str, Any]) -> None:
+    """Log metrics and parameters in one call."""
+    from mlflow.entities import Metric as MlflowMetric
+    from mlflow.entities import Param
+
+    now_ms = time.time_ns() // 1_000_000
+    mlflow.log_batch(
+        run_id,
+        metrics=[MlflowMetric(str(name), value, now_ms, 0) for name, value in metrics.items()],
+        params=[Param(name, str(value)) for name, value in params.items()],
+    )
+
+
+def log_dataset(mlflow: "MlflowClient", lake: Lake, recipe: Recipe, versions: Versions, run_id: str) -> None:
+    """Say in MLflow's terms which tables, at which versions, the run reads."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    tables = {f"grid/{recipe.name}": versions.grid, f"windows/{recipe.name}": versions.windows}
+    inputs = [
+        DatasetInput(
+            Dataset(table, f"version {version}", "delta_table", _delta_source(lake.uri(table), version)),
+            [InputTag("mlflow.data.context", "training and test")],
+        )
+        for table, version in tables.items()
+    ]
+    mlflow.log_inputs(run_id, inputs)
+
+
+def _delta_source(uri: str, version: int) -> str:
+    """A table version as MLflow's own Delta source writes it."""
+    return json.dumps({"path": uri, "delta_table_version": version})
+
+
+def _log_graph(settings: Settings, fitted: Fitted, run_id: str) -> None:
+    """Log the merged graph as MLflow model `graph`, with signature and input example."""
+    import mlflow
+    import mlflow.onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    length, channels = fitted.recipe.window.length, len(fitted.recipe.channels)
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype(np.float32), (-1, channels, length), WINDOW)]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, 1), PREDICTION)]),
+    )
+    mlflow.set_tracking_uri(settings.mlflow_endpoint)
+    with mlflow.start_run(run_id=run_id):
+        mlflow.onnx.log_model(
+            fitted.graph,
+            name=registry.GRAPH,
+            signature=signature,
+            input_example={WINDOW: next(fitted.found.windows(fitted.canary[-1:]))},
+            pip_requirements=[f"{package}=={version}" for package, version in runtime().items()],
+            onnx_execution_providers=["CPUExecutionProvider"],
+            save_as_external_data=False,
+        )
+
+
+def runtime() -> dict[str, str]:
+    """Return the versions of the packages that predictions depend on."""
+    return {package: package_version(package) for package in RUNTIME_PACKAGES}
