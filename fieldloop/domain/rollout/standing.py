@@ -1,64 +1,12 @@
-"""Desired and reported state of targets, and where a rollout stands: proved, pending, failed or silent."""
+"""Where a target stands in a rollout: proved, pending, failed or silent, with the reason that a person reads."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-import msgspec
-
 from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.release import Manifest, Proof
-
-
-class Desired(msgspec.Struct, frozen=True):
-    """What a target should run; the newest wins.
-
-    Attributes:
-        release: digest of the release.
-        manifest: its manifest's path in the repository.
-        issued_us: when it was asked for, microseconds since the epoch, UTC.
-        rollout: name of the rollout that asks.
-    """
-
-    release: str
-    manifest: str
-    issued_us: int
-    rollout: str
-
-
-class Running(msgspec.Struct, frozen=True):
-    """The release that a target has loaded and proved to run."""
-
-    release: str
-    model: str
-    version: int
-    proof: Proof
-
-
-class Reported(msgspec.Struct, frozen=True):
-    """What a target says of itself.
-
-    Attributes:
-        target: its name.
-        at_us: its own clock, microseconds since the epoch, UTC.
-        runtime: version of its ONNX Runtime.
-        running: what it runs; None where nothing.
-        attempted: digest of the desired release that it last worked on.
-        refused: it will not run `attempted`; False with an `error` means that it tries again.
-        error: why `attempted` does not run, or why what runs does not score; None where all is well.
-        scored: windows scored since it started.
-        errors: messages and records that it could not use since it started.
-    """
-
-    target: str
-    at_us: int
-    runtime: str
-    running: Running | None = None
-    attempted: str | None = None
-    refused: bool = False
-    error: str | None = None
-    scored: int = 0
-    errors: int = 0
+from fieldloop.domain.rollout.protocol import Desired, Reported, Reverted
 
 
 @dataclass(frozen=True)
@@ -112,7 +60,9 @@ def judge(target: str, desired: Desired, manifest: Manifest, sighting: Sighting 
     release, proof = (running.release, running.proof) if running else (None, None)
     if running is not None and running.release == desired.release:
         state, reason = _prove(running.proof, manifest)
-    elif report.refused and report.attempted == desired.release and sighting.seen_us >= desired.issued_us:
+    elif (reverted := report.reverted) and _same(reverted, desired):
+        state, reason = State.FAILED, f"went back by itself: {reverted.reason}"
+    elif report.refused and report.attempted == desired.release and _answers(sighting, desired):
         state, reason = State.FAILED, f"refused: {report.error}"
     else:
         state = State.FAILED if clock.now_us >= clock.deadline_us else State.PENDING
@@ -135,6 +85,16 @@ def require_proved(standings: Iterable[Standing]) -> None:
     if open_ones:
         lines = "; ".join(f"{s.target} {s.state}: {s.reason}" for s in open_ones)
         raise ReleaseError(f"{len(open_ones)} targets are not proved: {lines}")
+
+
+def _same(reverted: Reverted, desired: Desired) -> bool:
+    return (reverted.release, reverted.issued_us) == (desired.release, desired.issued_us)
+
+
+def _answers(sighting: Sighting, desired: Desired) -> bool:
+    """Say whether a report answers this order; an older agent's does if the broker stored it after the order."""
+    answered = sighting.report.answers_us
+    return answered == desired.issued_us if answered else sighting.seen_us >= desired.issued_us
 
 
 def _prove(proof: Proof, manifest: Manifest) -> tuple[State, str]:

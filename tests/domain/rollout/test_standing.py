@@ -9,6 +9,7 @@ from fieldloop.domain.rollout import (
     Clock,
     Desired,
     Reported,
+    Reverted,
     Running,
     Sighting,
     Standing,
@@ -78,6 +79,30 @@ def test_a_refusal_from_before_the_order_does_not_count() -> None:
     """Asked again, the target may answer otherwise."""
     report = msgspec.structs.replace(_report(OLD), attempted=NEW, error="tampered", refused=True)
     assert _judge(report, EARLY, seen_us=99).state is State.PENDING
+
+
+def test_a_refusal_names_the_order_that_it_answers() -> None:
+    """Where the agent says which order it answers, clocks do not matter."""
+    report = msgspec.structs.replace(_report(OLD), attempted=NEW, error="tampered", refused=True, answers_us=99)
+    assert _judge(report, EARLY).state is State.PENDING
+    assert _judge(msgspec.structs.replace(report, answers_us=100), EARLY, seen_us=1).state is State.FAILED
+
+
+def test_a_target_that_went_back_by_itself_has_failed() -> None:
+    """Only of this order: asked anew, it tries anew."""
+    reverted = Reverted(NEW, "3 crashes in 60 s", issued_us=100)
+    standing = _judge(msgspec.structs.replace(_report(OLD), reverted=reverted), EARLY)
+    assert (standing.state, standing.reason) == (State.FAILED, "went back by itself: 3 crashes in 60 s")
+    earlier = msgspec.structs.replace(reverted, issued_us=99)
+    assert _judge(msgspec.structs.replace(_report(OLD), reverted=earlier), EARLY).state is State.PENDING
+
+
+def test_reports_and_orders_of_older_agents_still_decode() -> None:
+    """What came later has defaults, and what an old agent does not know it passes over."""
+    old = b'{"target":"gw","at_us":1,"runtime":"1","running":null,"attempted":null,"refused":false,"error":null}'
+    assert msgspec.json.decode(old, type=Reported) == Reported("gw", 1, "1")
+    order = b'{"release":"r","manifest":"m","issued_us":1,"rollout":"x","later":1}'
+    assert msgspec.json.decode(order, type=Desired) == Desired("r", "m", 1, "x")
 
 
 def test_no_report_is_pending_then_silent() -> None:

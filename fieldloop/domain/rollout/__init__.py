@@ -1,0 +1,33 @@
+"""Rollouts: what platform and targets tell each other, where each target stands, waves, gates, and the record."""
+
+from fieldloop.domain.rollout.protocol import (
+    NOTHING,
+    Desired,
+    Inventory,
+    Reported,
+    Reverted,
+    Running,
+    Served,
+    Shadow,
+    Spool,
+)
+from fieldloop.domain.rollout.standing import Clock, Sighting, Standing, State, judge, require_proved, settled
+
+__all__ = [
+    "NOTHING",
+    "Clock",
+    "Desired",
+    "Inventory",
+    "Reported",
+    "Reverted",
+    "Running",
+    "Served",
+    "Shadow",
+    "Sighting",
+    "Spool",
+    "Standing",
+    "State",
+    "judge",
+    "require_proved",
+    "settled",
+]
