@@ -60,6 +60,11 @@ class Sketch(msgspec.Struct, frozen=True):
             return math.nan
         return float(np.average(_middles(np.array(self.keys)), weights=np.array(self.counts)))
 
+    def magnitudes(self) -> "Sketch":
+        """Return the sketch of the values without their signs."""
+        keys, counts = np.abs(np.array(self.keys, dtype=np.int64)), np.array(self.counts, dtype=np.int64)
+        return _summed(keys, counts, self.missing)
+
     def share_above(self, limit: float) -> float:
         """Return the share of values in buckets above the one of `limit`; 0 where there are none."""
         if not self.counts:
@@ -103,10 +108,7 @@ def merge(sketches: Iterable[Sketch]) -> Sketch:
     every = list(sketches)
     keys = np.array([key for sketch in every for key in sketch.keys], dtype=np.int64)
     counts = np.array([count for sketch in every for count in sketch.counts], dtype=np.int64)
-    unique, place = np.unique(keys, return_inverse=True)
-    totals = np.zeros(len(unique), dtype=np.int64)
-    np.add.at(totals, place, counts)
-    return Sketch(tuple(unique.tolist()), tuple(totals.tolist()), sum(sketch.missing for sketch in every))
+    return _summed(keys, counts, sum(sketch.missing for sketch in every))
 
 
 def distance(first: Sketch, second: Sketch) -> float:
@@ -119,6 +121,14 @@ def distance(first: Sketch, second: Sketch) -> float:
     keys = np.union1d(first.keys, second.keys)
     gaps = _cumulated(first, keys) - _cumulated(second, keys)
     return float(np.abs(gaps).max())
+
+
+def _summed(keys: NDArray[np.int64], counts: NDArray[np.int64], missing: int) -> Sketch:
+    """Return the sketch of counts whose keys may repeat."""
+    unique, place = np.unique(keys, return_inverse=True)
+    totals = np.zeros(len(unique), dtype=np.int64)
+    np.add.at(totals, place, counts)
+    return Sketch(tuple(unique.tolist()), tuple(totals.tolist()), missing)
 
 
 def _cumulated(sketch: Sketch, keys: NDArray[np.int64]) -> NDArray[np.float64]:
