@@ -6,16 +6,8 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from tasks.validate import (
-    ValidateResult,
-    describe,
-    describe_unchanged,
-    enter_outcomes,
-    find_new_readings,
-    judge_readings,
-    require_passed,
-    unchanged,
-)
+from tasks.validate import enter_outcomes, find_new_readings, judge_readings, require_passed, unchanged
+from tasks.verdict import ValidateResult, describe, describe_unchanged
 
 
 @flow(name="validate", timeout_seconds=7200, validate_parameters=True)

@@ -12,7 +12,7 @@ from tasks.deploy import DeployResult
 from tasks.preprocess import Preprocessed
 from tasks.register import RegisterResult
 from tasks.train import CandidateResult, TrainResult
-from tasks.validate import ValidateResult
+from tasks.verdict import ValidateResult
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ LAYOUTS: Final[Mapping[str, tuple[Layout, ...]]] = {
     "quarantine": (Layout(("sequence", "replay")),),
     "predictions": (Layout(("target", "device", "end_time")),),
     "validations": (Layout(("validated_at", "device")),),
+    "checks": (Layout(("judged_at", "suite", "column", "expectation", "device")),),
 }
 
 

@@ -58,6 +58,21 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "report_url": pl.String,
         "validated_at": TIME,
     },
+    "checks": {
+        "run_id": pl.String,
+        "profile": pl.String,
+        "suite": pl.String,
+        "expectation": pl.String,
+        "column": pl.String,
+        "device": pl.String,  # empty where all rows are meant
+        "description": pl.String,
+        "observed": pl.String,
+        "elements": pl.Int64,  # rows looked at; null where the expectation is not on rows
+        "unexpected": pl.Int64,  # rows that do not fit
+        "passed": pl.Boolean,
+        "table_version": pl.Int64,  # of table `readings`
+        "judged_at": TIME,
+    },
 }
 PARTITIONS: Final = {"readings": ["year"]}
 DELTA_ENCODED: Final = ("event_time", "arrival_time", "sequence", "step_time", "end_time")

@@ -7,9 +7,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from expectations.frames import device_frame
+from expectations.frames import device_counts, device_frame
+from expectations.inspection import Check, Inspection
 from expectations.profiles import compile_profile, read_profile
-from expectations.suites import Check, Expected, Inspection, device_expectations, reading_expectations
+from expectations.suites import Expected, device_expectations, reading_expectations
 
 ROOT = Path(__file__).parents[2]
 TURBINE = read_profile(ROOT, "senvion-mm82")
@@ -22,8 +23,8 @@ KNOWN = ("a", "b")
 def test_good_rows_meet_every_expectation(tmp_path: Path) -> None:
     """Both suites pass on rows as a healthy turbine sends them, and Data Docs are written."""
     inspection = Inspection(tmp_path, "run")
-    checks = inspection.run("devices", device_frame(_rows(), TURBINE), device_expectations(TURBINE, KNOWN), "device")
-    checks += inspection.run("readings", _rows(), reading_expectations(TURBINE, KNOWN, LATEST))
+    checks = inspection.run_devices("devices", _devices(_rows()), device_expectations(TURBINE, KNOWN))
+    checks += inspection.run_rows("readings", _rows(), reading_expectations(TURBINE, KNOWN, LATEST))
     pages = inspection.build_docs()
     assert [check for check in checks if not check.passed] == []
     assert len(checks) == 1 + 3 * 7 + 6 + 2 * 7 + 4
@@ -55,20 +56,24 @@ def test_what_is_wrong_with_the_rows_fails_its_expectation(
     tmp_path: Path, spoil: Spoil, expectation: str, column: str
 ) -> None:
     """Each kind of damage fails the one expectation that is there for it."""
-    checks = Inspection(tmp_path, "run").run("readings", spoil(_rows()), reading_expectations(TURBINE, KNOWN, LATEST))
+    checks = Inspection(tmp_path, "run").run_rows(
+        "readings", spoil(_rows()), reading_expectations(TURBINE, KNOWN, LATEST)
+    )
     assert {(check.expectation, check.column) for check in checks if not check.passed} == {(expectation, column)}
 
 
 def test_no_rows_at_all_fail(tmp_path: Path) -> None:
     """An empty frame is no good data set, though no row of it is bad."""
-    checks = Inspection(tmp_path, "run").run("readings", _rows().head(0), reading_expectations(TURBINE, KNOWN, LATEST))
+    checks = Inspection(tmp_path, "run").run_rows(
+        "readings", _rows().head(0), reading_expectations(TURBINE, KNOWN, LATEST)
+    )
     assert "at least one row" in {check.description for check in checks if not check.passed}
 
 
 def test_a_few_rows_that_do_not_fit_are_tolerated(tmp_path: Path) -> None:
     """Half a percent of implausible values passes, and the check says how many there were."""
     rows = _first(_rows(), 0.005, "wind_speed", 75.0)
-    checks = Inspection(tmp_path, "run").run("readings", rows, reading_expectations(TURBINE, KNOWN, LATEST))
+    checks = Inspection(tmp_path, "run").run_rows("readings", rows, reading_expectations(TURBINE, KNOWN, LATEST))
     assert all(check.passed for check in checks)
     assert "11 of 2,200 do not fit (0.5 %)" in {check.observed for check in checks}
 
@@ -87,16 +92,18 @@ def test_the_device_suite_names_the_bad_device_and_its_share(tmp_path: Path) -> 
 def test_an_expectation_that_cannot_be_evaluated_fails_and_says_so(tmp_path: Path) -> None:
     """A column that is not there is no pass."""
     wanted = [Expected("expect_column_values_to_not_be_null", "nowhere", "nowhere to be there")]
-    (check,) = Inspection(tmp_path, "run").run("readings", _rows(), wanted)
+    (check,) = Inspection(tmp_path, "run").run_rows("readings", _rows(), wanted)
     assert not check.passed
     assert "could not be evaluated" in check.observed
     assert "nowhere" in check.observed
 
 
 def _device_checks(folder: Path, rows: pl.DataFrame) -> tuple[Check, ...]:
-    return Inspection(folder, "run").run(
-        "devices", device_frame(rows, TURBINE), device_expectations(TURBINE, KNOWN), "device"
-    )
+    return Inspection(folder, "run").run_devices("devices", _devices(rows), device_expectations(TURBINE, KNOWN))
+
+
+def _devices(rows: pl.DataFrame) -> pl.DataFrame:
+    return device_frame(device_counts(rows, TURBINE), TURBINE)
 
 
 def _rows() -> pl.DataFrame:

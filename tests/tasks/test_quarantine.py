@@ -19,7 +19,7 @@ from tasks.acquire import APPLICATION as ACQUISITION
 from tasks.acquire import acquire
 from tasks.preprocess import _passed, _readings
 from tasks.quarantine import APPLICATION, Choice, history, replay, summary, waiting
-from tasks.validate import find_new
+from tasks.unjudged import find_new
 
 PROFILE = "quarantine-test"
 ROOT = Path(__file__).parents[2]

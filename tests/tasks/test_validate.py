@@ -17,17 +17,9 @@ from fieldloop.domain.errors import DocumentError, ValidationError
 from fieldloop.stores import fleet
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
-from tasks.validate import (
-    ValidateResult,
-    Verdict,
-    describe,
-    describe_unchanged,
-    enter,
-    find_new,
-    judge,
-    require_passed,
-    unchanged,
-)
+from tasks.unjudged import Span, find_new, read_chunks
+from tasks.validate import enter, judge, require_passed, unchanged
+from tasks.verdict import ValidateResult, Verdict, describe, describe_unchanged
 
 ROOT = Path(__file__).parents[2]
 METRICS = load_profile(ROOT, "senvion-mm82").metrics()
@@ -155,6 +147,53 @@ def test_a_reading_that_is_twice_in_the_lake_stops_the_line(turbines: Fleet) -> 
         turbines.run("twice")
 
 
+def test_the_chunks_in_which_readings_are_read_change_nothing(turbines: Fleet) -> None:
+    """One chunk or nine: the same verdict, check by check, also where a reading is there twice."""
+    turbines.send(1, {turbines.devices[1]: {"wind_speed": 99.0}})
+    turbines.send(1)
+    turbines.send(2)
+    new = find_new(turbines.settings, turbines.profile, None, "chunks")
+    whole, cut = (judge(turbines.settings, new, chunk_readings=most) for most in (10**9, 2000))
+    assert len(list(read_chunks(Lake(turbines.settings), new, 2000))) == 9
+    assert whole.failure
+    assert cut == whole
+
+
+def test_every_expectation_is_recorded_for_lineage(turbines: Fleet) -> None:
+    """A row a device of what it showed, a row for all, a row a device with rows that do not fit; a failed run too."""
+    bad = turbines.devices[0]
+    turbines.send(1, {bad: {"outdoor_temperature": -273.2}})
+    turbines.run("recorded")
+    turbines.send(2)
+    turbines.send(2)
+    with pytest.raises(ValidationError):
+        turbines.run("stopped")
+    version = Lake(turbines.settings).version("readings")
+    checks = Lake(turbines.settings).scan("checks").filter(pl.col("profile") == turbines.profile).collect()
+    assert version is not None
+    assert set(checks["table_version"]) == {version - 2, version}
+    recorded = checks.filter(pl.col("run_id") == "recorded")
+    devices = recorded.filter(pl.col("suite") == "devices", pl.col("column") == "outdoor_temperature_plausible")
+    shown = devices.select("device", "observed", "elements", "passed").rows()
+    assert shown == [(device, "0.0" if device == bad else "1.0", ROWS, device != bad) for device in turbines.devices]
+    whole = recorded.filter(pl.col("suite") == "readings", pl.col("device") == "")
+    assert (whole.height, whole["passed"].all(), whole["elements"].max()) == (6 + 2 * 7 + 4, True, 3 * ROWS)
+    twice = checks.filter(pl.col("run_id") == "stopped", pl.col("expectation").str.contains("compound"))
+    assert twice.select("device", "unexpected", "passed").rows() == [
+        ("", 6 * ROWS, False), *((device, 2 * ROWS, False) for device in turbines.devices[1:])
+    ]  # fmt: skip
+
+
+def test_a_run_that_is_tried_again_is_recorded_once(turbines: Fleet) -> None:
+    """A task that was killed after it recorded leaves no second set of rows."""
+    turbines.send(1)
+    new = find_new(turbines.settings, turbines.profile, None, "again")
+    judge(turbines.settings, new)
+    count = Lake(turbines.settings).scan("checks").filter(pl.col("run_id") == "again").collect().height
+    judge(turbines.settings, new)
+    assert Lake(turbines.settings).scan("checks").filter(pl.col("run_id") == "again").collect().height == count > 0
+
+
 def test_a_device_is_readmitted_when_its_backlog_passes(turbines: Fleet) -> None:
     """What it sent while it was bad is judged together with what came since."""
     turbines.change("plausible: 0.99", "plausible: 0.6")
@@ -255,8 +294,6 @@ def test_an_artifact_of_a_failed_set_says_that_the_line_stops(turbines: Fleet) -
 
 
 def _spans(turbines: Fleet) -> Any:
-    from tasks.validate import Span
-
     return tuple(Span(device, 0, 1) for device in turbines.devices)
 
 

@@ -52,13 +52,14 @@ class RowByRow:
 
     def count(self) -> Plan:
         """Return how many do not fit."""
-        return of_one(self._unexpected().sum())
+        return of_one(self.unexpected().sum())
 
     def numbers(self, most: int) -> Plan:
         """Return the row numbers of those that do not fit."""
-        return _numbers(self._unexpected().arg_true().head(most))
+        return _numbers(self.unexpected().arg_true().head(most))
 
-    def _unexpected(self) -> pl.Expr:
+    def unexpected(self) -> pl.Expr:
+        """Return which rows do not fit, without nulls."""
         misfits = ~self.fits
         return (misfits if self.considered is None else self.considered & misfits).fill_null(True)
 

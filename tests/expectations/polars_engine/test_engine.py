@@ -9,6 +9,9 @@ import polars as pl
 import pytest
 from polars.io.plugins import register_io_source
 
+from expectations.polars_engine.errors import UnsupportedError
+from expectations.polars_engine.groups import unexpected_by
+from expectations.polars_engine.workbench import Workbench
 from tests.expectations.polars_engine.twins import Contexts
 
 FRAME = pl.DataFrame({"device": ["a", "b", "b"], "value": [1.0, 2.0, 30.0]})
@@ -68,37 +71,17 @@ def test_a_suite_takes_one_pass_and_a_second_for_samples(contexts: Contexts, wan
 
 def test_another_frame_under_the_same_name_is_computed_anew(contexts: Contexts) -> None:
     """A batch's name says nothing of its data."""
-    import great_expectations as gx
-    import great_expectations.expectations as gxe
-
-    suite = contexts.context.suites.add(
-        gx.ExpectationSuite("again", expectations=[gxe.ExpectTableRowCountToEqual(value=3)])
-    )
-    asset = contexts.context.data_sources.get("polars").add_dataframe_asset("again")
-    data = asset.add_batch_definition_whole_dataframe("whole")
-    definition = contexts.context.validation_definitions.add(
-        gx.ValidationDefinition(name="again", data=data, suite=suite)
-    )
-    frames = (FRAME, FRAME.head(1), FRAME)
-    assert [definition.run(batch_parameters={"dataframe": frame}).success for frame in frames] == [True, False, True]
+    prepared = contexts.prepare("polars", [("expect_table_row_count_to_equal", {"value": 3})], "SUMMARY")
+    assert [prepared.run(frame).success for frame in (FRAME, FRAME.head(1), FRAME)] == [True, False, True]
 
 
-def test_a_complete_result_lists_no_more_rows_than_the_source_says(contexts: Contexts) -> None:
+def test_a_complete_result_lists_no_more_rows_than_the_source_says() -> None:
     """All are counted; a list of millions would take gigabytes."""
-    import great_expectations as gx
-    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
-
-    source = contexts.context.data_sources.add_polars("capped", max_unexpected_rows=5)
-    data = source.add_dataframe_asset("many").add_batch_definition_whole_dataframe("whole")
-    expected = ExpectationConfiguration(type="expect_column_values_to_be_null", kwargs={"column": "value"})
-    suite = contexts.context.suites.add(gx.ExpectationSuite("many", expectations=[expected]))
-    definition = contexts.context.validation_definitions.add(
-        gx.ValidationDefinition(name="many", data=data, suite=suite)
-    )
-    frame = pl.DataFrame({"value": range(100)})
-    (found,) = definition.run(batch_parameters={"dataframe": frame}, result_format="COMPLETE").results
-    assert found.result["unexpected_count"] == 100
-    assert found.result["unexpected_index_list"] == [0, 1, 2, 3, 4]
+    capped = Contexts(Workbench(max_unexpected_rows=5))
+    unmet = ("expect_column_values_to_be_null", {"column": "value"})
+    (found,) = capped.run("polars", pl.DataFrame({"value": range(100)}), [unmet], "COMPLETE")
+    assert found["result"]["unexpected_count"] == 100
+    assert found["result"]["unexpected_index_list"] == [0, 1, 2, 3, 4]
 
 
 def test_a_project_in_files_keeps_source_suite_and_checkpoint_and_writes_data_docs(tmp_path: Path) -> None:
@@ -127,3 +110,35 @@ def test_a_project_in_files_keeps_source_suite_and_checkpoint_and_writes_data_do
     pages = list(tmp_path.rglob("validations/**/*.html"))
     assert len(pages) == 1
     assert "Succeeded" in pages[0].read_text()
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["frame", "lazy"])
+def test_unexpected_rows_are_counted_by_device(contexts: Contexts, lazy: bool) -> None:
+    """Judged one by one, by the row before and by all others: the groups' counts add up to the expectation's."""
+    frame = pl.DataFrame({"device": ["a", "b", "b", "c", "a"], "value": [1.0, 2.0, 30.0, None, 1.0]})
+    wanted = [
+        BETWEEN,
+        NOT_NULL,
+        (BETWEEN[0], {"column": "value", "min_value": 2, "row_condition": _only("a")}),
+        ("expect_column_values_to_be_increasing", {"column": "value", "strictly": True}),
+        ("expect_compound_columns_to_be_unique", {"column_list": ["device", "value"]}),
+        ("expect_column_values_to_be_unique", {"column": "value"}),
+        ("expect_column_values_to_be_in_set", {"column": "device", "value_set": ["a", "b", "c"]}),
+    ]
+    given = frame.lazy() if lazy else frame
+    prepared = contexts.prepare("polars", wanted, "SUMMARY")
+    found = unexpected_by(given, "device", prepared.suite.expectations)
+    assert found == [{"b": 1}, {"c": 1}, {"a": 2}, {"a": 1}, {"a": 2}, {"a": 2}, {}]
+    outcomes = prepared.in_order(prepared.run(given))
+    assert [sum(groups.values()) for groups in found] == [one.result["unexpected_count"] for one in outcomes]
+
+
+def test_an_expectation_on_a_column_has_no_rows_to_count(contexts: Contexts) -> None:
+    """A mean belongs to no row; the error names the expectation."""
+    prepared = contexts.prepare("polars", [("expect_column_mean_to_be_between", {"column": "value"})], "SUMMARY")
+    with pytest.raises(UnsupportedError, match="expect_column_mean_to_be_between is none on rows"):
+        unexpected_by(FRAME, "device", prepared.suite.expectations)
+
+
+def _only(device: str) -> dict[str, Any]:
+    return {"type": "comparison", "column": {"name": "device"}, "operator": "==", "parameter": device}

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+from expectations.polars_engine.workbench import Kind, Prepared, Workbench
+
 Expectations = Sequence[tuple[str, dict[str, Any]]]
 Outcome = dict[str, Any]
 Both = Callable[..., list[tuple[str, Outcome, Outcome]]]
@@ -15,24 +19,19 @@ Both = Callable[..., list[tuple[str, Outcome, Outcome]]]
 class Contexts:
     """A context of Great Expectations with both data sources."""
 
-    context: Any
+    workbench: Workbench
     suites: int = 0
 
-    def run(self, kind: str, frame: Any, expectations: Expectations, result_format: Any) -> list[Outcome]:
-        """Validate a frame; return verdict, result and error of each expectation, in order."""
-        import great_expectations as gx
-        from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
-
+    def prepare(self, kind: Kind, expectations: Expectations, result_format: Any) -> Prepared:
+        """Make a suite with a name of its own."""
         self.suites += 1
-        name = f"{kind}-{self.suites}"
         configured = [ExpectationConfiguration(type=type_, kwargs=kwargs) for type_, kwargs in expectations]
-        suite = self.context.suites.add(gx.ExpectationSuite(name, expectations=configured))
-        asset = self.context.data_sources.get(kind).add_dataframe_asset(name)
-        data = asset.add_batch_definition_whole_dataframe("whole")
-        definition = self.context.validation_definitions.add(gx.ValidationDefinition(name=name, data=data, suite=suite))
-        found = definition.run(batch_parameters={"dataframe": frame}, result_format=result_format)
-        by_id = {one.expectation_config.id: one for one in found.results}
-        ordered = [by_id[one.id] for one in suite.expectations]
+        return self.workbench.prepare(f"{kind}-{self.suites}", configured, result_format, kind)
+
+    def run(self, kind: Kind, frame: Any, expectations: Expectations, result_format: Any) -> list[Outcome]:
+        """Validate a frame; return verdict, result and error of each expectation, in order."""
+        prepared = self.prepare(kind, expectations, result_format)
+        ordered = prepared.in_order(prepared.run(frame))
         return [{"success": one.success, "result": plain(one.result), "error": _error(one)} for one in ordered]
 
 
