@@ -156,7 +156,11 @@ def test_the_chunks_in_which_readings_are_read_change_nothing(turbines: Fleet) -
     whole, cut = (judge(turbines.settings, new, chunk_readings=most) for most in (10**9, 2000))
     assert len(list(read_chunks(Lake(turbines.settings), new, 2000))) == 9
     assert whole.failure
-    assert cut == whole
+    assert (cut.rows, cut.readings, cut.set_aside, cut.failure) == (
+        whole.rows, whole.readings, whole.set_aside, whole.failure
+    )  # fmt: skip
+    nameless = [[replace(check, description="") for check in verdict.checks] for verdict in (cut, whole)]
+    assert nameless[0] == nameless[1]  # descriptions say until when readings can be, to the minute
 
 
 def test_every_expectation_is_recorded_for_lineage(turbines: Fleet) -> None:
