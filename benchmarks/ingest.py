@@ -20,7 +20,7 @@ import polars as pl
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from benchmarks.figure import Figure
-from fieldloop.stores import broker, fleet
+from fieldloop.stores import broker, drain, fleet
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.pull import Pulled, Puller
 from fieldloop.stores.settings import Settings
@@ -151,14 +151,14 @@ def _raw(settings: Settings, after: int) -> float:
 
     async def add() -> int:
         async with broker.platform(settings) as (_, js):
-            return await broker.add_consumer(js, broker.READINGS, "raw", after)
+            return await drain.add_consumer(js, broker.READINGS, "raw", after)
 
     pending = asyncio.run(add())
     with Puller(settings.nats_endpoint, settings.certificate("platform", "platform"), "readings", "raw") as puller:
         began = time.perf_counter()
         while pending:
             pulled = Pulled()
-            puller.read(pulled, pending, broker.PULL_WAIT_S)
+            puller.read(pulled, pending, drain.PULL_WAIT_S)
             pending -= len(pulled.payloads)
         return time.perf_counter() - began
 

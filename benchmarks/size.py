@@ -25,7 +25,7 @@ from benchmarks.figure import Figure
 from fieldloop.stores.compaction import LAYOUTS, encode
 from fieldloop.stores.lake import SCHEMAS, writer_properties
 from infra.local.turbines import source_readings
-from tasks.acquire import KEY, STORED
+from tasks.landing import KEY, STORED
 
 READING: Final = ("device", "metric", "event_time", "value")
 MOST_DELAY_US: Final = 400_000

@@ -5,7 +5,6 @@ were the predictions from what was then measured.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -16,13 +15,13 @@ from expectations.profiles import load_profile
 from fieldloop.domain.errors import PayloadError
 from fieldloop.domain.grid import DeviceGrid
 from fieldloop.domain.predictions import unpack
-from fieldloop.domain.readings import Messages, Reason, Reject
+from fieldloop.domain.readings import Messages, Named, Reason, Reject
 from fieldloop.domain.recipe import Recipe, load_recipe
 from fieldloop.domain.windows import window_hash
-from fieldloop.stores import broker
+from fieldloop.stores import broker, drain
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
-from tasks.acquire import quarantine, times
+from tasks.landing import quarantine, times
 
 APPLICATION = "monitor/predictions"
 CONSUMER = "predictions"
@@ -114,20 +113,23 @@ def collect(settings: Settings, quiet_s: float = 0) -> Collected:
     lake = Lake(settings)
     figures = np.zeros(3, dtype=np.int64)
 
-    def prepare(messages: Messages, subjects: Sequence[str]) -> tuple[Messages, Sequence[str]]:
+    def prepare(messages: Messages, subjects: Named) -> tuple[Messages, Named]:
         return messages, subjects
 
-    def commit(batch: tuple[Messages, Sequence[str]]) -> None:
+    def commit(batch: tuple[Messages, Named]) -> None:
         messages, subjects = batch
         rows, rejects = _decode(messages)
-        refused = quarantine(lake, messages, subjects, rejects, APPLICATION)
+        transactions = {APPLICATION: int(messages.sequence[-1])}
+        refused = quarantine(
+            lake, lake.snapshot("quarantine"), messages, subjects, rejects, transactions, lambda _: APPLICATION
+        )
         fresh = _new_predictions(lake, rows)
-        lake.append("predictions", fresh, (APPLICATION, int(messages.sequence[-1])))
+        lake.append("predictions", fresh, transactions)
         figures[:] += (len(fresh), len(rows) - len(fresh), refused)
         logger.info("%s predictions, %s already there, %s messages refused", *figures)
 
     after = lake.transaction("predictions", APPLICATION)
-    broker.drain(settings, broker.PREDICTIONS, CONSUMER, after, prepare, commit, quiet_s)
+    drain.drain(settings, broker.PREDICTIONS, CONSUMER, after, prepare, commit, quiet_s)
     return Collected(*(int(figure) for figure in figures))
 
 

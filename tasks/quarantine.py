@@ -14,8 +14,8 @@ import polars as pl
 from fieldloop.domain.readings import Messages
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
-from tasks.acquire import APPLICATION as ACQUISITION
-from tasks.acquire import Decoder, new_readings, refused
+from tasks.landing import Decoder, new_readings, refused
+from tasks.partitions import APPLICATIONS as ACQUISITION
 
 APPLICATION: Final = "replay"  # of the application transactions; its version is the number of the replay
 REPLAYED: Final = "replayed"  # reason of the row that says a message is good now
@@ -149,7 +149,7 @@ def _replay_batch(lake: Lake, decoder: Decoder, batch: pl.DataFrame) -> Replayed
     settled = _settled(rows, still, number)
     transaction = (APPLICATION, number)
     if len(fresh):
-        lake.append("readings", fresh, transaction, snapshot=readings, unless=[ACQUISITION])
+        lake.append("readings", fresh, transaction, snapshot=readings, unless=ACQUISITION)
     lake.append("quarantine", pl.concat([still, settled]), transaction, snapshot=quarantine)
     return Replayed(len(rows), len(fresh), len(decoded) - len(fresh), len(settled), len(still))
 

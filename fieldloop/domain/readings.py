@@ -4,9 +4,10 @@ A reading is (device, metric, event time, arrival time, value). Device and arriv
 columns of `Readings` point to it instead of repeating them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,89 @@ class Reason(StrEnum):
     OUT_OF_RANGE = "value out of range"
 
 
+@dataclass(frozen=True, eq=False)
+class Named(Sequence[str]):
+    """A column of texts of which few differ.
+
+    Attributes:
+        names: [K] the different ones.
+        codes: [M] int32, index into `names`.
+    """
+
+    names: tuple[str, ...]
+    codes: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Named":
+        """Return a column of texts; one that is `Named` already as it is."""
+        if isinstance(texts, Named):
+            return texts
+        code = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        return cls(tuple(code), np.fromiter(map(code.__getitem__, texts), dtype=np.int32, count=len(texts)))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.names.__getitem__, self.codes.tolist())
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> "Named": ...
+    def __getitem__(self, row: int | slice) -> "str | Named":
+        return Named(self.names, self.codes[row]) if isinstance(row, slice) else self.names[self.codes[row]]
+
+    def take(self, rows: NDArray[np.int64]) -> "Named":
+        """Return the texts at these rows."""
+        return Named(self.names, self.codes[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Packed(Sequence[bytes]):
+    """Payloads one behind another in one buffer.
+
+    Attributes:
+        buffer: all their bytes.
+        offsets: [M + 1] int64, where each begins, and where the last ends.
+    """
+
+    buffer: bytes
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, payloads: Sequence[bytes]) -> "Packed":
+        """Return payloads in one buffer; those that are already as they are."""
+        if isinstance(payloads, Packed):
+            return payloads
+        offsets = np.zeros(len(payloads) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, payloads), dtype=np.int64, count=len(payloads)), out=offsets[1:])
+        return cls(b"".join(payloads), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._slices(self.offsets[:-1], self.offsets[1:])
+
+    @overload
+    def __getitem__(self, row: int) -> bytes: ...
+    @overload
+    def __getitem__(self, row: slice) -> "Packed": ...
+    def __getitem__(self, row: int | slice) -> "bytes | Packed":
+        if isinstance(row, slice):
+            return self.take(np.arange(len(self))[row])
+        row = range(len(self))[row]
+        return self.buffer[self.offsets[row] : self.offsets[row + 1]]
+
+    def take(self, rows: NDArray[np.int64]) -> "Packed":
+        """Return the payloads at these rows."""
+        return Packed.of(list(self._slices(self.offsets[rows], self.offsets[rows + 1])))
+
+    def _slices(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[bytes]:
+        return (self.buffer[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True))
+
+
 @dataclass(frozen=True)
 class Messages:
     """A batch of messages in the order in which they arrived.
@@ -45,11 +129,13 @@ class Messages:
 
     def take(self, rows: NDArray[np.int64]) -> "Messages":
         """Return the messages at these rows ([K] int64), in their order."""
+        if len(rows) == len(self.sequence) and np.array_equal(rows, np.arange(len(rows))):
+            return self
         return Messages(
-            [self.devices[row] for row in rows],
+            Named.of(self.devices).take(rows),
             self.arrival_us[rows],
             self.sequence[rows],
-            [self.payloads[row] for row in rows],
+            Packed.of(self.payloads).take(rows),
         )
 
 

@@ -104,6 +104,10 @@ class Snapshot:
         """Return the last transaction that an application had committed; 0 where there was none."""
         return 0 if self.handle is None else self.handle.transaction_version(application) or 0
 
+    def has(self, transactions: Mapping[str, int]) -> bool:
+        """Say whether all of these transactions, or later ones of their applications, had been committed."""
+        return bool(transactions) and all(self.transaction(name) >= number for name, number in transactions.items())
+
 
 class Lake:
     """The tables of one installation; holds no connection, only where they are and the rights to them.
@@ -158,6 +162,20 @@ class Lake:
         """
         return Snapshot(table, self.open(table), self.options)
 
+    def renewed(self, snapshot: Snapshot) -> Snapshot:
+        """Return the table of a snapshot as it is now; the one given is not to be used any more.
+
+        Raises:
+            StoreError: the store refuses or does not answer.
+        """
+        if snapshot.handle is None:
+            return self.snapshot(snapshot.table)
+        try:
+            snapshot.handle.update_incremental()
+        except (DeltaError, OSError) as exc:
+            raise StoreError(f"table {snapshot.table!r} cannot be looked at: {exc}") from exc
+        return snapshot
+
     def transaction(self, table: str, application: str) -> int:
         """Return the last transaction that an application committed to a table; 0 where there is none."""
         return self.snapshot(table).transaction(application)
@@ -166,7 +184,7 @@ class Lake:
         self,
         table: str,
         frame: pl.DataFrame,
-        transaction: tuple[str, int] | None = None,
+        transaction: tuple[str, int] | Mapping[str, int] | None = None,
         metadata: Mapping[str, Any] | None = None,
         snapshot: Snapshot | None = None,
         unless: Sequence[str] = (),
@@ -178,7 +196,7 @@ class Lake:
         Args:
             table: the table's name.
             frame: the rows.
-            transaction: the application and its transaction.
+            transaction: the application and its transaction, or several applications and theirs.
             metadata: kept with the commit.
             snapshot: the version that decided which rows these are; the newest where left out.
             unless: applications that must not have committed since the snapshot.
@@ -187,17 +205,25 @@ class Lake:
             StoreError: one of these, or another writer of the same application, committed in between.
         """
         base = snapshot or self.snapshot(table)
-        if base.handle is not None and transaction is not None and base.transaction(transaction[0]) >= transaction[1]:
+        own = dict([transaction] if isinstance(transaction, tuple) else transaction or {})
+        if base.handle is not None and base.has(own):
             return base.handle.version()
         # Committing an application's transaction anew as it was makes Delta hold the two writers apart.
-        held = [(application, base.transaction(application)) for application in unless]
-        return self._write(
-            table, base.handle, frame, "append", [*([transaction] if transaction else []), *held], metadata
-        )
+        held = {application: base.transaction(application) for application in unless}
+        return self._write(table, base.handle, frame, "append", {**held, **own}, metadata)
+
+    def create(self, table: str) -> None:
+        """Make a known table that is not there yet, empty, so that several writers can append to it at once.
+
+        Raises:
+            StoreError: the store refuses or does not answer, or another writer made it just then.
+        """
+        if self.open(table) is None:
+            self._write(table, None, pl.DataFrame(schema=SCHEMAS[table]), "append", {}, None)
 
     def replace(self, table: str, frame: pl.DataFrame, metadata: Mapping[str, Any] | None = None) -> int:
         """Make these rows the table's newest version, older ones stay readable; return the version."""
-        return self._write(table, self.open(table), frame, "overwrite", [], metadata)
+        return self._write(table, self.open(table), frame, "overwrite", {}, metadata)
 
     def metadata(self, table: str) -> list[dict[str, str]]:
         """Return what `append` and `replace` were given as metadata, newest commit first."""
@@ -210,12 +236,12 @@ class Lake:
         handle: DeltaTable | None,
         frame: pl.DataFrame,
         mode: Any,
-        transactions: Sequence[tuple[str, int]],
+        transactions: Mapping[str, int],
         metadata: Mapping[str, Any] | None,
     ) -> int:
         properties = CommitProperties(
             custom_metadata={f"{METADATA_PREFIX}{key}": str(value) for key, value in (metadata or {}).items()},
-            app_transactions=[Transaction(*transaction) for transaction in transactions] or None,
+            app_transactions=[Transaction(*each) for each in transactions.items()] or None,
         )
         try:
             write_deltalake(
@@ -234,7 +260,7 @@ class Lake:
             ) from exc
         except (DeltaError, OSError) as exc:
             raise StoreError(f"table {table!r} could not be written: {exc}") from exc
-        version = self.version(table)
+        version = handle.version() if handle is not None else self.version(table)
         if version is None:
             raise StoreError(f"table {table!r} is gone right after it was written")
         return version

@@ -5,6 +5,7 @@ from files when asked for and are never part of the settings themselves.
 """
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,6 +19,8 @@ Bucket = Literal["lake", "mlflow", "releases", "reports"]
 StoreIdentity = Literal["admin", "lake", "mlflow", "releases", "reports"]
 CertificateKind = Literal["platform", "device", "target"]
 StoreKind = Literal["auto", "minio", "seaweedfs"]
+
+SLOTS = 16  # into which the devices' messages are hashed, for ever; so many partitions are possible
 
 BUCKETS: tuple[Bucket, ...] = get_args(Bucket)
 STORE_IDENTITIES: tuple[StoreIdentity, ...] = get_args(StoreIdentity)
@@ -49,6 +52,7 @@ class Settings(BaseSettings):
         host: address that the embedded services bind to.
         store: which object store `up` starts; `auto` takes MinIO where its binary is found, else SeaweedFS.
         minio: the MinIO binary, where it is neither on `PATH` nor in the user's cache folder.
+        partitions: parts of the devices' stream that one acquisition drains at a time, each in a process of its own.
         store_port: S3 port.
         nats_port: NATS port.
         mqtt_port: MQTT port of the broker.
@@ -68,6 +72,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     store: StoreKind = "auto"
     minio: Path | None = None
+    partitions: int = Field(default_factory=lambda: min(SLOTS, os.cpu_count() or 1), ge=1, le=SLOTS)
     store_port: int = Field(default=9000, ge=1, le=65535)
     nats_port: int = Field(default=4222, ge=1, le=65535)
     mqtt_port: int = Field(default=8883, ge=1, le=65535)

@@ -7,7 +7,7 @@ import pytest
 
 from fieldloop.domain.errors import StoreError
 from fieldloop.domain.readings import Messages
-from fieldloop.stores import broker
+from fieldloop.stores import broker, drain
 from fieldloop.stores.pull import Pulled, Puller
 from fieldloop.stores.settings import Settings
 
@@ -43,7 +43,7 @@ def _drain(settings: Settings, after: int) -> list[tuple[int, bytes]]:
     def commit(messages: Messages) -> None:
         got.extend(zip(messages.sequence.tolist(), messages.payloads, strict=True))
 
-    broker.drain(settings, broker.READINGS, "test", after, lambda messages, _: messages, commit)
+    drain.drain(settings, broker.READINGS, "test", after, lambda messages, _: messages, commit)
     return got
 
 
@@ -73,7 +73,7 @@ def test_a_failed_commit_ends_the_drain_and_acknowledges_nothing(nats: Settings)
         raise StoreError("the lake is away")
 
     with pytest.raises(StoreError, match="the lake is away"):
-        broker.drain(nats, broker.READINGS, "test", before, lambda messages, _: messages, fail, quiet_s=30)
+        drain.drain(nats, broker.READINGS, "test", before, lambda messages, _: messages, fail, quiet_s=30)
     assert asyncio.run(_acknowledged(nats)) <= before
 
 

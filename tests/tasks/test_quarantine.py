@@ -15,8 +15,8 @@ from fieldloop.domain.readings import Reason
 from fieldloop.stores import fleet
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
-from tasks.acquire import APPLICATION as ACQUISITION
 from tasks.acquire import acquire
+from tasks.partitions import APPLICATIONS as ACQUISITION
 from tasks.preprocess import _passed, _readings
 from tasks.quarantine import APPLICATION, Choice, history, replay, summary, waiting
 from tasks.unjudged import find_new
@@ -171,7 +171,7 @@ def test_replay_gives_way_to_an_acquisition_at_the_same_time(workshop: Workshop,
     acquire(workshop)
     number = seen.transaction(APPLICATION) + 1
     with pytest.raises(StoreError, match="another writer was quicker"):
-        lake.append("readings", seen.scan().collect(), (APPLICATION, number), snapshot=seen, unless=[ACQUISITION])
+        lake.append("readings", seen.scan().collect(), (APPLICATION, number), snapshot=seen, unless=ACQUISITION)
 
 
 def test_command_line_lists_shows_and_replays(

@@ -1,0 +1,295 @@
+"""Landing: messages of devices into the tables `readings` and `quarantine`, exactly once, from whatever source.
+
+A batch is decoded whole (`Decoder`), then committed with the source's position as application transactions (`Landing`):
+what is refused first, then the readings. A batch that comes again changes nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from expectations.profiles import load_profile
+from fieldloop.domain.errors import DocumentError
+from fieldloop.domain.harmonize import harmonize
+from fieldloop.domain.profile import Profile
+from fieldloop.domain.readings import Messages, Named, Readings, Reason, Reject
+from fieldloop.stores import fleet
+from fieldloop.stores.lake import SCHEMAS, Lake, Snapshot
+
+KEY = ("device", "metric", "event_time")
+STORED = ("device", "event_time", "metric")  # what a message brought stays together: smallest, see compaction
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of messages, the rows of table `readings` in them, and what was refused."""
+
+    messages: Messages
+    subjects: Sequence[str]
+    rows: pl.DataFrame
+    rejects: Sequence[Reject]
+
+
+@dataclass(frozen=True)
+class Landed:
+    """What batches brought in.
+
+    Attributes:
+        messages: messages read.
+        readings: rows that are new in table `readings`.
+        duplicates: readings dropped because their (device, metric, event time) was there already.
+        quarantined: rows that are new in table `quarantine`.
+        resent: the duplicates, a device.
+        devices: names of those that sent new readings.
+        first: earliest event time among the new readings; None where there are none.
+        last: latest event time among them.
+        version: newest version of `readings` that a batch made; None where there was none.
+    """
+
+    messages: int = 0
+    readings: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
+    resent: Mapping[str, int] = field(default_factory=dict)
+    devices: frozenset[str] = frozenset()
+    first: datetime | None = None
+    last: datetime | None = None
+    version: int | None = None
+
+    def __add__(self, other: "Landed") -> "Landed":
+        """Return both together."""
+        names = self.resent.keys() | other.resent.keys()
+        resent = {name: self.resent.get(name, 0) + other.resent.get(name, 0) for name in names}
+        return Landed(
+            self.messages + other.messages,
+            self.readings + other.readings,
+            self.duplicates + other.duplicates,
+            self.quarantined + other.quarantined,
+            resent,
+            self.devices | other.devices,
+            min((time for time in (self.first, other.first) if time), default=None),
+            max((time for time in (self.last, other.last) if time), default=None),
+            max((version for version in (self.version, other.version) if version is not None), default=None),
+        )
+
+
+class Landing:
+    """Commits batches of one source, one after another.
+
+    Args:
+        lake: where to.
+        application_of: the application in whose name a device's messages are committed. Its transactions are positions
+            in the source: of the last message that the tables have.
+    """
+
+    def __init__(self, lake: Lake, application_of: Callable[[str], str]) -> None:
+        self._lake = lake
+        self._application_of = application_of
+        self._readings = lake.snapshot("readings")
+        self._quarantine = lake.snapshot("quarantine")
+
+    def land(self, batch: Batch, transactions: Mapping[str, int]) -> Landed:
+        """Bring one batch into the lake; when this returns, it is there.
+
+        Args:
+            batch: what was decoded. Messages that a transaction of their application covers already count as landed.
+            transactions: the position of each application with this batch.
+
+        Raises:
+            StoreError: the lake cannot be reached, or another writer of these applications committed at the same time.
+        """
+        self._quarantine = self._lake.renewed(self._quarantine)
+        quarantined = quarantine(
+            self._lake,
+            self._quarantine,
+            batch.messages,
+            batch.subjects,
+            batch.rejects,
+            transactions,
+            self._application_of,
+        )
+        self._readings = self._lake.renewed(self._readings)
+        if self._readings.has(transactions):
+            return Landed(quarantined=quarantined)
+        fresh = new_readings(self._readings, batch.rows)
+        figures = {
+            "messages": len(batch.messages.payloads),
+            "duplicates": len(batch.rows) - len(fresh),
+            "quarantined": len(batch.rejects),
+        }
+        version = self._lake.append("readings", fresh, transactions, figures, self._readings)
+        first, last = fresh.select(pl.col("event_time").min(), last=pl.col("event_time").max()).row(0)
+        return Landed(
+            figures["messages"],
+            len(fresh),
+            figures["duplicates"],
+            quarantined,
+            _resent(batch.rows, fresh),
+            frozenset(fresh["device"].unique()),
+            first,
+            last,
+            version,
+        )
+
+
+class Decoder:
+    """Harmonizes messages of all devices of the fleet, by their profiles as they are now."""
+
+    def __init__(self, lake: Lake, root: Path) -> None:
+        """Remember where fleet and profiles are."""
+        self._lake = lake
+        self._root = root
+        self._profile_names: dict[str, str] = {}
+        self._profiles: dict[str, Profile | DocumentError] = {}
+
+    def decode(self, messages: Messages, replay: int = 0) -> tuple[pl.DataFrame, list[Reject]]:
+        """Return a batch as rows of table `readings`, and everything that was refused.
+
+        Args:
+            messages: in order of arrival.
+            replay: the replay that brings them; 0 for messages as they come.
+        """
+        rejects: list[Reject] = []
+        frames = [pl.DataFrame(schema=SCHEMAS["readings"])]
+        for name, rows in self._by_profile(messages.devices):
+            profile = self._profile(name)
+            if isinstance(profile, Profile):
+                part = messages.take(rows)
+                readings, refused = harmonize(profile, part)
+                frames.append(_frame(profile, part, readings, replay))
+                rejects += [Reject(int(rows[r.message]), r.metric, r.reason, r.detail) for r in refused]
+            else:
+                rejects += [
+                    Reject(row, None, Reason.UNKNOWN_DEVICE, f"device `{messages.devices[row]}`: {profile}")
+                    for row in rows.tolist()
+                ]
+        return pl.concat(frames), rejects
+
+    def _by_profile(self, senders: Sequence[str]) -> list[tuple[str | None, NDArray[np.int64]]]:
+        """Return the rows of the messages of each profile, in order; None for devices that have none."""
+        devices = Named.of(senders)
+        names = self._names(set(devices.names))
+        profile_of = Named.of([names.get(device, "") for device in devices.names])
+        code = profile_of.codes[devices.codes]
+        return [(name or None, np.flatnonzero(code == number)) for number, name in enumerate(profile_of.names)]
+
+    def _names(self, devices: set[str]) -> Mapping[str, str]:
+        """Return the devices' profile names; asks the fleet again when one is not known yet."""
+        if not devices <= self._profile_names.keys():
+            self._profile_names = fleet.devices(self._lake)
+        return self._profile_names
+
+    def _profile(self, name: str | None) -> Profile | DocumentError:
+        if name is None:
+            return DocumentError("not enrolled; add it with `fieldloop device add`, then replay")
+        if name not in self._profiles:
+            try:
+                self._profiles[name] = load_profile(self._root, name)
+            except DocumentError as exc:
+                self._profiles[name] = exc
+        return self._profiles[name]
+
+
+def _resent(rows: pl.DataFrame, fresh: pl.DataFrame) -> dict[str, int]:
+    """Return how many rows of each device are not among the fresh ones."""
+    if len(rows) == len(fresh):
+        return {}
+    new = dict(fresh["device"].value_counts().iter_rows())
+    sent = rows["device"].value_counts().iter_rows()
+    return {device: count - new.get(device, 0) for device, count in sent if count > new.get(device, 0)}
+
+
+def new_readings(snapshot: Snapshot, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the first of each (device, metric, event time) that the table does not have yet, sorted for storage."""
+    unique = _distinct(rows)
+    if len(unique):
+        first, last = unique.select(pl.col("event_time").min(), last=pl.col("event_time").max()).row(0)
+        span = pl.col("event_time").is_between(first, last) & pl.col("year").is_between(first.year, last.year)
+        stored = snapshot.scan().filter(span, pl.col("device").is_in(unique["device"].unique().implode()))
+        unique = unique.join(stored.select(KEY).collect(), on=KEY, how="anti", maintain_order="left")
+    return unique
+
+
+def _distinct(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the first of each (device, metric, event time), sorted for storage.
+
+    Equal keys are neighbours once sorted; names are sorted as numbers, in a quarter of the time.
+    """
+    names = ("device", "metric")
+    ordered = rows.with_columns(pl.col(name).cast(pl.Enum(rows[name].unique().sort())) for name in names).sort(
+        STORED, maintain_order=True
+    )
+    repeated = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift()) for name in KEY)
+    return ordered.filter(~repeated).with_columns(pl.col(names).cast(pl.String))
+
+
+def _frame(profile: Profile, messages: Messages, readings: Readings, replay: int) -> pl.DataFrame:
+    """Give readings their device, arrival and position: columns of table `readings`."""
+    event_time = times(readings.event_us)
+    devices = Named.of(messages.devices)
+    return pl.DataFrame(
+        {
+            "device": pl.Series(devices.names, dtype=pl.String).gather(devices.codes[readings.message]),
+            "metric": pl.Series(profile.metrics(), dtype=pl.String).gather(readings.metric.astype(np.int64)),
+            "event_time": event_time,
+            "arrival_time": times(messages.arrival_us[readings.message]),
+            "value": readings.value,
+            "sequence": messages.sequence[readings.message],
+            "replay": np.full(len(readings), replay),
+            "year": event_time.dt.year(),
+        },
+        schema=SCHEMAS["readings"],
+    )
+
+
+def quarantine(
+    lake: Lake,
+    snapshot: Snapshot,
+    messages: Messages,
+    subjects: Sequence[str],
+    rejects: Sequence[Reject],
+    transactions: Mapping[str, int],
+    application_of: Callable[[str], str],
+) -> int:
+    """Keep what a batch refused, with its raw bytes and the reason; return how many rows are new.
+
+    Messages at or before their application's transaction are there already, so a batch that comes again adds nothing.
+    """
+    done = {application: snapshot.transaction(application) for application in transactions}
+    fresh = [
+        reject
+        for reject in rejects
+        if messages.sequence[reject.message] > done[application_of(messages.devices[reject.message])]
+    ]
+    if fresh:
+        lake.append("quarantine", refused(messages, subjects, fresh), transactions, snapshot=snapshot)
+    return len(fresh)
+
+
+def refused(messages: Messages, subjects: Sequence[str], rejects: Sequence[Reject], replay: int = 0) -> pl.DataFrame:
+    """Return rejects as rows of table `quarantine`."""
+    row = np.array([reject.message for reject in rejects], dtype=np.int64)
+    return pl.DataFrame(
+        {
+            "device": [messages.devices[r] for r in row],
+            "metric": [reject.metric for reject in rejects],
+            "reason": [str(reject.reason) for reject in rejects],
+            "detail": [reject.detail for reject in rejects],
+            "subject": [subjects[r] for r in row],
+            "arrival_time": times(messages.arrival_us[row]),
+            "sequence": messages.sequence[row],
+            "replay": np.full(len(row), replay),
+            "payload": [messages.payloads[r] for r in row],
+        },
+        schema=SCHEMAS["quarantine"],
+    )
+
+
+def times(us: NDArray[np.int64]) -> pl.Series:
+    """Return UTC microseconds ([N] int64) as a column of times."""
+    return pl.Series(us).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
