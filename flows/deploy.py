@@ -1,53 +1,49 @@
-"""Deploy: a registered version goes to edge targets as a signed release; a target counts only with its proof of run."""
+"""Deploy: a registered version goes to edge targets as a signed release, in waves, each behind a gate."""
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
+from prefect.states import Cancelled
 from pydantic import Field
 
+from fieldloop.domain.errors import OvertakenError
 from fieldloop.domain.recipe import Name
-from tasks.deploy import (
-    LONGEST_DEADLINE_S,
-    DeployResult,
-    ask_targets,
-    await_proofs,
-    describe,
-    release_version,
-    require_all_proved,
-    select_targets,
-    summarize,
-    version_url,
-)
+from fieldloop.domain.rollout.plan import LONGEST_S, Plan
+from fieldloop.stores.settings import Settings
+from tasks.deploy import DeployResult, plan_of, release_version
+from tasks.rollback import withdraw
+from tasks.rollout import roll_out, summarize
 
 
-@flow(name="deploy", timeout_seconds=LONGEST_DEADLINE_S + 3600, validate_parameters=True)
+def stop_asking(flow: Any, flow_run: Any, state: Any) -> None:
+    """Leave no order of a cancelled run behind: what is not proved goes back to what it ran before."""
+    withdraw(Settings(), flow_run.id)
+
+
+@flow(name="deploy", timeout_seconds=10 * LONGEST_S, validate_parameters=True, on_cancellation=[stop_asking])
 def deploy(
     recipe: Name = "turbine-power",
     version: Annotated[str, Field(pattern=r"^(champion|challenger|[1-9][0-9]*)$")] = "champion",
     labels: Annotated[list[str] | None, Field(max_length=20)] = None,
-    deadline_seconds: Annotated[int, Field(ge=1, le=LONGEST_DEADLINE_S)] = 120,
+    plan: Plan | None = None,
 ) -> DeployResult:
-    """Release a version, ask the targets to run it, and wait for their proofs.
+    """Release a version and roll it out: wave by wave, each behind its gate; back where a gate is breached.
 
     Args:
         recipe: Name of a recipe, a file of `recipes/` without its ending.
         version: Version of the registered model, `champion`, `challenger`, or its number.
         labels: Only targets with all these labels, each `key=value`; all where empty.
-        deadline_seconds: A target that is not proved after so many seconds has failed.
+        plan: Waves, gates, and what happens at a breach; the recipe's where left out.
     """
-    released = release_version(recipe, version)
-    targets = select_targets(released, labels or [])
     began = time.monotonic()
-    desired = ask_targets(released, targets)
-    standings = await_proofs(released, desired, targets, deadline_seconds)
-    seconds = time.monotonic() - began
-    table = describe(released, standings, seconds, version_url(released))
-    create_markdown_artifact(table, key="deploy", description=f"Where each target of {recipe} stands")
-    require_all_proved(standings)
-    result = summarize(recipe, released, standings, seconds)
+    released = release_version(recipe, version)
+    try:
+        rolled = roll_out(released, labels or [], plan or plan_of(recipe))
+    except OvertakenError as exc:
+        return Cancelled(message=str(exc))  # type: ignore[return-value] # Prefect takes it for the state of the run
+    result = summarize(recipe, released, rolled, time.monotonic() - began)
     emit_event(
         event="fieldloop.release.proved",
         resource={"prefect.resource.id": f"fieldloop.release.{released.digest}"},

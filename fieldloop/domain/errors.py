@@ -7,6 +7,7 @@ FieldloopError
 ├── TrainingError      data or a candidate from which no model can be made
 ├── ParityError        graph and native model differ by more than the recipe allows
 ├── ReleaseError       a release that cannot be built, verified or proved
+│   └── OvertakenError a rollout that somebody else has ended
 ├── StoreError         a table, object, version or stream that is missing or refuses
 └── ServiceError       a service that does not start, answer or stop
 """
@@ -38,6 +39,10 @@ class ParityError(FieldloopError):
 
 class ReleaseError(FieldloopError):
     """A release that cannot be built, verified or proved."""
+
+
+class OvertakenError(ReleaseError):
+    """A rollout that somebody else has ended: it was cancelled, or a newer one has its targets."""
 
 
 class StoreError(FieldloopError):

@@ -26,7 +26,7 @@ from fieldloop.domain.errors import StoreError
 from fieldloop.stores.settings import Certificate, Settings
 
 READINGS, PREDICTIONS = "readings", "predictions"
-RELEASES, DESIRED, REPORTED = "releases", "desired", "reported"  # key-value buckets
+RELEASES, DESIRED, REPORTED, ROLLOUTS = "releases", "desired", "reported", "rollouts"  # key-value buckets
 
 KEEP_MESSAGES_S = timedelta(days=30).total_seconds()  # how long acquisition may stand still before messages expire
 CONNECT_TIMEOUT_S = 5
@@ -89,7 +89,7 @@ async def prepare(js: JetStreamContext) -> None:
                     max_age=KEEP_MESSAGES_S,
                 )
             )
-    for bucket in (RELEASES, DESIRED, REPORTED):
+    for bucket in (RELEASES, DESIRED, REPORTED, ROLLOUTS):
         if f"KV_{bucket}" not in existing:
             await js.create_key_value(KeyValueConfig(bucket=bucket, history=1, direct=True, storage=StorageType.FILE))
 

@@ -1,4 +1,4 @@
-"""Releases: a TUF repository in bucket `releases`, its mirror in the broker, and what targets should and do run.
+"""Releases: a TUF repository in bucket `releases`, and its mirror in the broker.
 
 The object store is the system of record; agents read the mirror over their one broker connection. Files are written so
 that no metadata is ever seen that names a missing file: targets first, then targets metadata, snapshot, timestamp.
@@ -7,8 +7,7 @@ that no metadata is ever seen that names a missing file: targets first, then tar
 import asyncio
 import fcntl
 import os
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,13 +38,11 @@ from fieldloop.domain.release import (
     decode_manifest,
     release_folder,
 )
-from fieldloop.domain.rollout import Desired, Reported, Sighting
 from fieldloop.stores import broker, objects
 from fieldloop.stores.settings import Settings
 
 ROLES: Final = ("root", "targets", "snapshot", "timestamp")
 LIFETIME: Final = {"root": 365, "targets": 365, "snapshot": 30, "timestamp": 30}  # days until a signature expires
-AT_ONCE: Final = 256  # requests to the broker in flight
 
 _T = TypeVar("_T", Root, Targets, Snapshot, Timestamp)
 
@@ -121,33 +118,6 @@ def agent_config(settings: Settings, target: str, devices: Mapping[str, str]) ->
     path = folder / "agent.json"
     _write_private(path, msgspec.json.format(msgspec.json.encode(config), indent=2))
     return path
-
-
-async def desire(js: JetStreamContext, targets: Sequence[str], published: Published, rollout: str) -> Desired:
-    """Ask targets to run a release; those that are asked for it already, and do not refuse it, are left alone.
-
-    Raises:
-        StoreError: the broker refuses or does not answer.
-    """
-    wanted = Desired(published.digest, published.manifest, time.time_ns() // 1000, rollout)
-    asked, reports = await desired(js, targets), await sightings(js, targets)
-    payload = msgspec.json.encode(wanted)
-    async with _broker_errors("desired state was not written"):
-        for group in _groups([t for t in targets if not _stands(asked.get(t), wanted, reports.get(t))]):
-            await asyncio.gather(*(js.publish(f"$KV.{broker.DESIRED}.{target}", payload) for target in group))
-    return wanted
-
-
-async def desired(js: JetStreamContext, targets: Sequence[str]) -> dict[str, Desired]:
-    """Return what each target is asked to run, where it is asked anything."""
-    found = await _values(js, broker.DESIRED, targets)
-    return {target: msgspec.json.decode(m.data or b"", type=Desired) for target, m in found.items()}
-
-
-async def sightings(js: JetStreamContext, targets: Sequence[str]) -> dict[str, Sighting]:
-    """Return each target's last report, where there is one."""
-    found = await _values(js, broker.REPORTED, targets)
-    return {target: _sighting(message) for target, message in found.items()}
 
 
 class _Repository:
@@ -232,11 +202,6 @@ class _Repository:
         return metadata
 
 
-def _sighting(message: RawStreamMsg) -> Sighting:
-    stored = message.time or datetime.fromtimestamp(0, UTC)
-    return Sighting(msgspec.json.decode(message.data or b"", type=Reported), round(stored.timestamp() * 1e6))
-
-
 def stored_name(file: TargetFile) -> str:
     """Return the name under which a target is stored: consistent snapshots put its hash before it."""
     folder, _, name = file.path.rpartition("/")
@@ -308,16 +273,6 @@ async def _put(js: JetStreamContext, name: str, data: bytes) -> None:
             await js.publish(f"$KV.{broker.RELEASES}.{key}", chunk)
 
 
-async def _values(js: JetStreamContext, bucket: str, keys: Sequence[str]) -> dict[str, RawStreamMsg]:
-    """Return the last message of each key that has one."""
-    found: dict[str, RawStreamMsg] = {}
-    async with _broker_errors(f"bucket {bucket!r} cannot be read"):
-        for group in _groups(keys):
-            messages = await asyncio.gather(*(_last(js, bucket, key) for key in group))
-            found.update((key, message) for key, message in zip(group, messages, strict=True) if message is not None)
-    return found
-
-
 async def _value(js: JetStreamContext, bucket: str, key: str) -> bytes | None:
     message = await _last(js, bucket, key)
     return (message.data or b"") if message else None
@@ -336,17 +291,6 @@ async def _broker_errors(what: str) -> AsyncIterator[None]:
         yield
     except (nats.errors.Error, TimeoutError) as exc:
         raise StoreError(f"{what}: {exc or type(exc).__name__}; is `fieldloop up` running?") from exc
-
-
-def _stands(asked: Desired | None, wanted: Desired, sighting: Sighting | None) -> bool:
-    """Say whether a target is asked for this already and has not refused it."""
-    if asked is None or (asked.release, asked.manifest) != (wanted.release, wanted.manifest):
-        return False
-    return not (sighting and sighting.report.refused and sighting.report.attempted == wanted.release)
-
-
-def _groups(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (keys[start : start + AT_ONCE] for start in range(0, len(keys), AT_ONCE))
 
 
 def _expiry(role: str) -> datetime:

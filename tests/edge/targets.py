@@ -25,7 +25,7 @@ from fieldloop.domain.release import Canary, File, Manifest, Release, encode_can
 from fieldloop.domain.rollout import Reported
 from fieldloop.domain.windows import WindowSpec
 from fieldloop.edge.model import Model
-from fieldloop.stores import broker, releases
+from fieldloop.stores import broker, releases, rollouts
 from fieldloop.stores.settings import Settings
 from infra.local.identities import enrol_targets
 
@@ -122,7 +122,7 @@ class Gateway:
 
         async def ask() -> None:
             async with broker.platform(self.settings) as (_, js):
-                await releases.desire(js, [self.target], published, "test")
+                await rollouts.desire(js, [self.target], published.digest, published.manifest, "test")
 
         asyncio.run(ask())
 
@@ -131,7 +131,7 @@ class Gateway:
 
         async def read() -> Reported | None:
             async with broker.platform(self.settings) as (_, js):
-                found = (await releases.sightings(js, [self.target])).get(self.target)
+                found = (await rollouts.sightings(js, [self.target])).get(self.target)
                 return found.report if found else None
 
         return asyncio.run(read())

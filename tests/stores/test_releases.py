@@ -4,14 +4,12 @@ import asyncio
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
-import msgspec
 import pytest
 from tuf.api.metadata import Metadata, Targets
 
 from fieldloop.domain.enrolment import decode_config
 from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.release import CHUNK_BYTES, File, Manifest, Release, encode_manifest
-from fieldloop.domain.rollout import Desired, Reported
 from fieldloop.domain.windows import WindowSpec
 from fieldloop.stores import broker, objects, releases
 from fieldloop.stores.settings import Settings
@@ -113,33 +111,6 @@ def test_signing_keys_are_private(install: Settings) -> None:
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
 
 
-def test_a_target_is_asked_once(install: Settings) -> None:
-    """The same wish again is no new wish; another release is."""
-    published = releases.publish(install, _release("once"))
-    first, second = _ask(install, "gw-once", published), _ask(install, "gw-once", published)
-    assert first == second
-    third = _ask(install, "gw-once", releases.publish(install, _release("once", version=2)))
-    assert third.release != first.release
-
-
-def test_a_target_that_refused_is_asked_again(install: Settings) -> None:
-    """Deploying again is how a person says: try once more."""
-    published = releases.publish(install, _release("refused"))
-    first = _ask(install, "gw-refused", published)
-    report = Reported("gw-refused", 0, "1", attempted=published.digest, refused=True, error="no")
-    asyncio.run(_report(install, report))
-    assert _ask(install, "gw-refused", published).issued_us > first.issued_us
-
-
-def test_sightings_bear_the_brokers_time(install: Settings) -> None:
-    """A target's own clock may be wrong."""
-    asyncio.run(_report(install, Reported("gw-clock", 0, "1")))
-    seen = asyncio.run(_sightings(install, "gw-clock", "gw-never"))
-    assert list(seen) == ["gw-clock"]
-    assert seen["gw-clock"].report.at_us == 0
-    assert seen["gw-clock"].seen_us > 1_600_000_000_000_000
-
-
 def test_an_agents_folder_is_complete_and_private(install: Settings) -> None:
     """Everything the agent needs but its certificate, and the root of trust as it was at enrolment."""
     path = releases.agent_config(install, "gw-folder", {"R1": "toy"})
@@ -157,25 +128,6 @@ def _objects(settings: Settings) -> dict[str, str | None]:
 
 def _number(name: str) -> int:
     return int(name.removeprefix("metadata/").split(".")[0])
-
-
-def _ask(settings: Settings, target: str, published: releases.Published) -> Desired:
-    async def ask() -> Desired:
-        async with broker.platform(settings) as (_, js):
-            await releases.desire(js, [target], published, "test")
-            return (await releases.desired(js, [target]))[target]
-
-    return asyncio.run(ask())
-
-
-async def _report(settings: Settings, report: Reported) -> None:
-    async with broker.platform(settings) as (_, js):
-        await js.publish(f"$KV.reported.{report.target}", msgspec.json.encode(report))
-
-
-async def _sightings(settings: Settings, *targets: str) -> dict[str, releases.Sighting]:
-    async with broker.platform(settings) as (_, js):
-        return await releases.sightings(js, targets)
 
 
 async def _mirrored(settings: Settings, folder: str, name: str) -> list[int]:

@@ -1,7 +1,5 @@
 """Deployment with the real registry, repository and broker, to agents that are real processes."""
 
-import logging
-import time
 from collections.abc import Iterator
 
 import msgspec
@@ -10,15 +8,15 @@ import onnx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from fieldloop.domain.errors import ReleaseError, StoreError
+from fieldloop.domain.errors import StoreError
 from fieldloop.domain.release import decode_canary
-from fieldloop.domain.rollout import Desired, State
-from fieldloop.stores import fleet, registry, releases
+from fieldloop.domain.rollout.plan import Plan
+from fieldloop.stores import fleet, registry
 from fieldloop.stores.fleet import Target
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from flows.deploy import deploy
-from tasks.deploy import Released, build, describe, follow, release, select
+from tasks.deploy import build, release
 from tests.edge.targets import PROFILE, SPEC, Gateway, enrol, make_release
 
 pytestmark = [
@@ -26,7 +24,6 @@ pytestmark = [
 ]
 
 MODEL = "toy-deploy"
-LOG = logging.getLogger(__name__)
 
 
 @pytest.fixture(scope="module")
@@ -74,58 +71,17 @@ def test_a_version_that_is_not_there_is_named(platform: Settings) -> None:
         release(platform, "no-such-model", "champion")
 
 
-def test_targets_are_chosen_by_devices_and_labels() -> None:
-    """A target counts if it serves a device that the release can read; no labels choose all of these."""
-    targets = (Target("a", ("d1",), ("site=n", "x=1")), Target("b", ("d2", "d9"), ("site=s", "x=1")), Target("c", ()))
-    assert select(targets, [], {"d1", "d2"}) == ("a", "b")
-    assert select(targets, ["x=1", "site=s"], {"d1", "d2"}) == ("b",)
-    assert select(targets, ["x=1"], {"d1"}) == ("a",)
-    with pytest.raises(ReleaseError, match="site=w that serve devices of the release's profiles, got none of 3"):
-        select(targets, ["site=w"], {"d1", "d2"})
-    with pytest.raises(ReleaseError, match="fieldloop target add"):
-        select((), [], {"d1"})
-
-
 def test_the_flow_ends_when_every_target_has_proved(
     platform_environment: Settings, version: registry.ModelVersion, gateways: tuple[Gateway, ...]
 ) -> None:
-    """Run twice: the second time nothing is asked for again, and it is done at once."""
+    """Run twice: the second time the agents change nothing."""
     with temporary_settings({PREFECT_API_URL: platform_environment.prefect_api}):
-        result = deploy(MODEL, labels=["plant=toy"], deadline_seconds=60)
-        again = deploy(MODEL, labels=["plant=toy"], deadline_seconds=60)
+        result = deploy(MODEL, labels=["plant=toy"], plan=Plan())
+        again = deploy(MODEL, labels=["plant=toy"], plan=Plan())
     assert (result.targets, result.proved, result.exact) == (2, 2, 2)
     assert (again.proved, again.release, again.new) == (2, result.release, False)
     for gateway in gateways:
         assert gateway.log.count("is desired") == 1
-
-
-def test_the_flow_fails_naming_targets_that_refuse_or_are_silent(
-    platform_environment: Settings, version: registry.ModelVersion, gateways: tuple[Gateway, ...]
-) -> None:
-    """One target proves, one never speaks: the run fails with the silent one's name."""
-    fleet.add_devices(Lake(platform_environment), ["mute"], "toy")
-    mute = Target("deploy-mute", ("mute",), ("mute=1",))
-    fleet.add_targets(platform_environment, Lake(platform_environment), [mute])
-    with (
-        temporary_settings({PREFECT_API_URL: platform_environment.prefect_api}),
-        pytest.raises(ReleaseError, match="1 targets are not proved: deploy-mute silent: has never reported"),
-    ):
-        deploy(MODEL, labels=["mute=1"], deadline_seconds=1)
-
-
-def test_a_refusal_ends_the_wait(platform: Settings, gateways: tuple[Gateway, ...]) -> None:
-    """Nobody waits for a deadline when the target has said no; the artifact says why, and what runs on."""
-    bad = make_release(model="toy-bad", answer=9.0)
-    published = releases.publish(platform, bad)
-    released = Released("toy-bad", 1, "run", published.digest, published.manifest, published.new)
-    gateways[0].desire(bad)
-    wanted = Desired(published.digest, published.manifest, time.time_ns() // 1000 - 10_000_000, "test")
-    (standing,) = follow(platform, released, wanted, [gateways[0].target], 30, LOG)
-    assert standing.state is State.FAILED
-    assert standing.reason.startswith("refused: canary")
-    text = describe(released, [standing], 1.0, "http://mlflow")
-    assert "| deploy-north | failed |" in text
-    assert "0 of 1 proved, 1 failed" in text
 
 
 def _register(settings: Settings, bias: float) -> registry.ModelVersion:

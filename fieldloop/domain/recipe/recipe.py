@@ -18,6 +18,7 @@ from fieldloop.domain.recipe.part import Name, Part, refuse_repeated, to_us
 from fieldloop.domain.recipe.rules import Parity, Promotion, Release
 from fieldloop.domain.recipe.split import Split
 from fieldloop.domain.recipe.target import Target
+from fieldloop.domain.rollout.plan import Plan
 from fieldloop.domain.windows import WindowSpec
 
 
@@ -37,6 +38,7 @@ class Recipe(Part):
     promotion: Promotion = Promotion()
     parity: Parity
     release: Release = Release()
+    rollout: Plan = Plan()
 
     @field_validator("channels")
     @classmethod
@@ -81,8 +83,8 @@ class Recipe(Part):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the content, whatever the layout and comments of the document were."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of what a model depends on: neither of layout and comments, nor of how it is rolled out."""
+        content = json.dumps(self.model_dump(mode="json", exclude={"rollout"}), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property

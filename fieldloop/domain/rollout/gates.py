@@ -106,10 +106,10 @@ def breached(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(finding for finding in findings if finding.outcome is Outcome.BREACHED)
 
 
-def answered(evidence: Evidence, limits: Limits) -> bool:
+def answered(states: Counter[State], limits: Limits) -> bool:
     """Say whether enough targets have answered: what still waits is no more than may be silent."""
-    open_ones = evidence.states[State.PENDING] + evidence.states[State.SILENT]
-    return open_ones == evidence.states[State.SILENT] or open_ones <= limits.silent * evidence.targets
+    waiting = states[State.PENDING]
+    return not waiting or waiting + states[State.SILENT] <= limits.silent * states.total()
 
 
 def failures(evidence: Evidence, limits: Limits) -> Finding:

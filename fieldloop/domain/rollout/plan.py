@@ -98,6 +98,10 @@ class Limits(_Part):
     )
     quality: Quality = Field(Quality(), description="Predictions against those of the release before.")
 
+    def provisional(self) -> "Limits":
+        """Return the limits while there may be more windows to come: too few to judge are no breach yet."""
+        return self.model_copy(update={"quality": self.quality.model_copy(update={"required": False})})
+
 
 class Plan(_Part):
     """Waves, the gate behind each, and what happens at a breach."""

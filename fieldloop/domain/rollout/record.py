@@ -41,7 +41,7 @@ class Rollout(msgspec.Struct, frozen=True):
         manifest: its manifest's path in the repository.
         labels: that its targets bear, each `key=value`.
         profiles: names of the device profiles that the release can read.
-        flow_run: Prefect's id of the run that carries it out.
+        runs: Prefect's ids of the flow run that carries it out, and of the outermost one that called that.
         phase: how it stands.
         batch: number of the batch that was asked last, from 1; 0 before the first.
         batches: how many there are.
@@ -61,7 +61,7 @@ class Rollout(msgspec.Struct, frozen=True):
     manifest: str
     labels: tuple[str, ...] = ()
     profiles: tuple[str, ...] = ()
-    flow_run: str = ""
+    runs: tuple[str, ...] = ()
     phase: Phase = Phase.RUNNING
     batch: int = 0
     batches: int = 0

@@ -1,0 +1,307 @@
+"""Rollouts in the broker: what targets should run, what they report, and the records of rollouts.
+
+Three key-value buckets: `desired` and `reported` by target, `rollouts` with a rollout's head and its membership. Whole
+fleets are read as one stream and written in one pipeline; a write names the value that it follows, so that of two
+writers the second finds out.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig, DeliverPolicy, Header
+
+from fieldloop.domain.errors import StoreError
+from fieldloop.domain.rollout import Desired, Reported, Sighting
+from fieldloop.domain.rollout.record import Membership, Rollout
+from fieldloop.stores import broker
+
+FEW: Final = 256  # keys up to which only they are read, and not the whole bucket
+READ_S: Final = 60.0  # for all that a bucket holds
+WRITE_S: Final = 30.0  # for one of them
+AT_ONCE: Final = 1024  # writes in flight
+WRONG_SEQUENCE: Final = 10071  # the broker's word for: somebody else has written in between
+EXPECTED_LAST: Final = Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value
+HEAD, MEMBERS = "head", "members"
+DELETED: Final = ("DEL", "PURGE")
+
+_T = TypeVar("_T", Desired, Reported)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a target is asked for, and the sequence under which the broker keeps it."""
+
+    desired: Desired | None
+    sequence: int = 0
+
+
+NOT_ASKED: Final = Held(None)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A rollout's record, and the sequence under which the broker keeps it."""
+
+    rollout: Rollout
+    sequence: int
+
+
+async def held(js: JetStreamContext, targets: Collection[str]) -> dict[str, Held]:
+    """Return what each of these targets is asked for, where it ever was asked for anything."""
+    return {
+        key: Held(_decode(message, Desired), message.metadata.sequence.stream)
+        for key, message in (await _latest(js, broker.DESIRED, targets)).items()
+    }
+
+
+async def sightings(js: JetStreamContext, targets: Collection[str]) -> dict[str, Sighting]:
+    """Return each target's last report and when the broker stored it, where there is one that can be read."""
+    found = {key: _sighting(key, m) for key, m in (await _latest(js, broker.REPORTED, targets)).items()}
+    return {key: sighting for key, sighting in found.items() if sighting is not None}
+
+
+async def ask(
+    js: JetStreamContext, orders: Mapping[str, Desired], before: Mapping[str, Held]
+) -> tuple[dict[str, Held], tuple[str, ...]]:
+    """Write what targets should run, each only if nobody has written since `before` was read.
+
+    Returns:
+        What is held now where it was written, and the targets that somebody else has asked in between.
+
+    Raises:
+        StoreError: the broker refuses or does not answer.
+    """
+    written: dict[str, Held] = {}
+    overtaken: list[str] = []
+    encoded = {order: msgspec.json.encode(order) for order in set(orders.values())}
+    for group in _groups(list(orders)):
+        puts = (
+            _put(js, broker.DESIRED, target, encoded[orders[target]], before.get(target, NOT_ASKED).sequence)
+            for target in group
+        )
+        for target, sequence in zip(group, await asyncio.gather(*puts), strict=True):
+            if sequence is None:
+                overtaken.append(target)
+            else:
+                written[target] = Held(orders[target], sequence)
+    return written, tuple(overtaken)
+
+
+async def desire(js: JetStreamContext, targets: Collection[str], release: str, manifest: str, why: str) -> Desired:
+    """Ask targets to run a release, whatever they were asked for before, outside of any rollout; `why` is its name.
+
+    Raises:
+        StoreError: the broker refuses or does not answer.
+    """
+    order = Desired(release, manifest, now_us(), why)
+    _, overtaken = await ask(js, dict.fromkeys(targets, order), await held(js, targets))
+    if overtaken:
+        raise StoreError(f"asked by somebody else in between: {', '.join(overtaken)}; ask again")
+    return order
+
+
+def now_us() -> int:
+    """Return the time in microseconds since the epoch, UTC: what orders are stamped with."""
+    return time.time_ns() // 1000
+
+
+class Watch:
+    """Reports as they come, from the last one of each target on."""
+
+    def __init__(self, targets: Collection[str]) -> None:
+        self._targets = frozenset(targets)
+        self._fresh: dict[str, Sighting] = {}
+        self._news = asyncio.Event()
+
+    async def take(self, message: Msg) -> None:
+        """Keep a report, in place of an older one that nobody has fetched yet."""
+        key = _key(message)
+        sighting = _sighting(key, message) if key in self._targets else None
+        if sighting is not None:
+            self._fresh[key] = sighting
+            self._news.set()
+
+    async def fresh(self, wait_s: float) -> dict[str, Sighting]:
+        """Return what has come since the last call, after waiting so long for the first, at most."""
+        try:
+            await asyncio.wait_for(self._news.wait(), wait_s)
+        except TimeoutError:
+            return {}
+        self._news.clear()
+        found, self._fresh = self._fresh, {}
+        return found
+
+
+@asynccontextmanager
+async def watch(js: JetStreamContext, targets: Collection[str]) -> AsyncIterator[Watch]:
+    """Follow the reports of these targets for the length of an `async with` block."""
+    reports = Watch(targets)
+    with _broker_errors("reports cannot be followed"):
+        subscription = await _subscribe(js, broker.REPORTED, targets, reports.take)
+    try:
+        yield reports
+    finally:
+        with _broker_errors("reports cannot be left"):
+            await subscription.unsubscribe()
+
+
+async def begin(js: JetStreamContext, rollout: Rollout, membership: Membership) -> Head:
+    """Write a new rollout: its membership, then its head, which makes it count.
+
+    Raises:
+        StoreError: there is one of this name.
+    """
+    await _put(js, broker.ROLLOUTS, f"{MEMBERS}.{rollout.name}", msgspec.json.encode(membership), 0)
+    sequence = await _put(js, broker.ROLLOUTS, f"{HEAD}.{rollout.name}", msgspec.json.encode(rollout), 0)
+    if sequence is None:
+        raise StoreError(f"there is a rollout {rollout.name!r} already: run again")
+    return Head(rollout, sequence)
+
+
+async def advance(js: JetStreamContext, head: Head, rollout: Rollout) -> Head | None:
+    """Write how a rollout stands now; None where somebody else has written since `head` was read."""
+    if rollout == head.rollout:
+        return head
+    sequence = await _put(js, broker.ROLLOUTS, f"{HEAD}.{rollout.name}", msgspec.json.encode(rollout), head.sequence)
+    return None if sequence is None else Head(rollout, sequence)
+
+
+async def head(js: JetStreamContext, name: str) -> Head:
+    """Return a rollout's record.
+
+    Raises:
+        StoreError: there is none of this name, or the broker does not answer.
+    """
+    data, sequence = await _read(js, f"{HEAD}.{name}")
+    return Head(msgspec.json.decode(data, type=Rollout), sequence)
+
+
+async def membership(js: JetStreamContext, name: str) -> Membership:
+    """Return which targets a rollout asks and what they ran before.
+
+    Raises:
+        StoreError: there is none of this name, or the broker does not answer.
+    """
+    return msgspec.json.decode((await _read(js, f"{MEMBERS}.{name}"))[0], type=Membership)
+
+
+async def heads(js: JetStreamContext) -> tuple[Head, ...]:
+    """Return the records of all rollouts, the newest first."""
+    found = [
+        Head(msgspec.json.decode(message.data, type=Rollout), message.metadata.sequence.stream)
+        for key, message in (await _latest(js, broker.ROLLOUTS, (), f"{HEAD}.>")).items()
+    ]
+    return tuple(sorted(found, key=lambda each: -each.rollout.issued_us))
+
+
+async def forget(js: JetStreamContext, target: str) -> None:
+    """Delete what a target should run and what it reported: it is no longer one."""
+    with _broker_errors(f"target {target!r} was not removed"):
+        for bucket in (broker.DESIRED, broker.REPORTED):
+            await js.purge_stream(f"KV_{bucket}", subject=_subject(bucket, target))
+
+
+async def _latest(js: JetStreamContext, bucket: str, keys: Collection[str], pattern: str = ">") -> dict[str, Msg]:
+    """Return the last message of each key, read as one stream; of all that fit the pattern where there are many."""
+    found: dict[str, Msg] = {}
+    wanted = frozenset(keys)
+    done = asyncio.Event()
+
+    async def take(message: Msg) -> None:
+        key = _key(message)
+        if (not wanted or key in wanted) and (message.headers or {}).get("KV-Operation") not in DELETED:
+            found[key] = message
+        if message.metadata.num_pending == 0:
+            done.set()
+
+    if not keys and pattern == ">":
+        return {}
+    with _broker_errors(f"bucket {bucket!r} cannot be read"):
+        subscription = await _subscribe(js, bucket, keys, take, pattern)
+        info = await subscription.consumer_info()
+        if (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0):
+            await asyncio.wait_for(done.wait(), READ_S)
+        await subscription.unsubscribe()
+    return found
+
+
+async def _subscribe(
+    js: JetStreamContext, bucket: str, keys: Collection[str], take: Callable[[Msg], object], pattern: str = ">"
+) -> JetStreamContext.PushSubscription:
+    subjects = [_subject(bucket, key) for key in keys] if 0 < len(keys) <= FEW else [_subject(bucket, pattern)]
+    return await js.subscribe(
+        subjects[0],
+        stream=f"KV_{bucket}",
+        config=ConsumerConfig(filter_subjects=subjects),
+        cb=take,  # type: ignore[arg-type] # the client's alias says less than it takes
+        ordered_consumer=True,
+        deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+    )
+
+
+async def _put(js: JetStreamContext, bucket: str, key: str, data: bytes, after: int) -> int | None:
+    """Write a value behind the sequence that it follows (0: there is none) and return its own; None if overtaken."""
+    headers = {EXPECTED_LAST: str(after)}
+    with _broker_errors(f"{key!r} was not written to bucket {bucket!r}"):
+        try:
+            return (await js.publish(_subject(bucket, key), data, timeout=WRITE_S, headers=headers)).seq
+        except nats.js.errors.APIError as exc:
+            if exc.err_code == WRONG_SEQUENCE:
+                return None
+            raise
+
+
+async def _read(js: JetStreamContext, key: str) -> tuple[bytes, int]:
+    subject = _subject(broker.ROLLOUTS, key)
+    with _broker_errors(f"rollout {key!r} cannot be read"):
+        try:
+            message = await js.get_msg(f"KV_{broker.ROLLOUTS}", subject=subject, direct=True)
+        except nats.js.errors.NotFoundError as exc:
+            name = key.partition(".")[2]
+            raise StoreError(f"there is no rollout {name!r}; `fieldloop rollout list` shows those there are") from exc
+    return message.data or b"", message.seq or 0
+
+
+def _sighting(key: str, message: Msg) -> Sighting | None:
+    """Return a report and when it was stored; None where it is none, or is not its subject's own."""
+    report = _decode(message, Reported)
+    if report is None or report.target != key:
+        return None
+    return Sighting(report, round(message.metadata.timestamp.timestamp() * 1e6))
+
+
+def _decode(message: Msg, kind: type[_T]) -> _T | None:
+    try:
+        return msgspec.json.decode(message.data, type=kind)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _groups(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (keys[start : start + AT_ONCE] for start in range(0, len(keys), AT_ONCE))
+
+
+def _subject(bucket: str, key: str) -> str:
+    return f"$KV.{bucket}.{key}"
+
+
+def _key(message: Msg) -> str:
+    """Return the key of `$KV.<bucket>.<key>`."""
+    return message.subject.split(".", 2)[2]
+
+
+@contextmanager
+def _broker_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (nats.errors.Error, TimeoutError) as exc:
+        raise StoreError(f"{what}: {exc or type(exc).__name__}; is `fieldloop up` running?") from exc
