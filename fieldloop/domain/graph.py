@@ -1,11 +1,14 @@
 """The one ONNX graph from raw window to prediction: masks and features by spox, then the converted model.
 
-    window float32 [N, C, T] → masks → features (float64 inside, float32 [N, F] out) → model → prediction float32 [N, 1]
+    window float32 [N, R, T] → masks → features (float64 inside, float32 [N, F] out) → model → prediction float32 [N, 1]
 
-Training runs the first half in batch for its feature matrix; a release carries both halves merged.
+Training runs the first half in batch for its feature matrix; a release carries both halves merged. For batches there is
+a second build of the first half with the same bits, in two parts, between which the caller sorts the masked window:
+sorting with NumPy is many times as fast as ONNX's TopK (docs/adr/0016).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -15,14 +18,26 @@ from onnx import compose
 from spox import Tensor, Var, argument, build
 
 from fieldloop.domain.errors import TrainingError
+from fieldloop.domain.features.autocorrelation import autocorrelation
+from fieldloop.domain.features.calendar import calendar
 from fieldloop.domain.features.cleaned import Cleaned
+from fieldloop.domain.features.columns import Columns
+from fieldloop.domain.features.cross_channel import cross_channel
+from fieldloop.domain.features.crossings import crossings
+from fieldloop.domain.features.differences import differences
 from fieldloop.domain.features.level import level
 from fieldloop.domain.features.masks import mask
+from fieldloop.domain.features.presence import presence
+from fieldloop.domain.features.quantiles import quantiles
+from fieldloop.domain.features.shape import shape
+from fieldloop.domain.features.spectrum import spectrum
 from fieldloop.domain.features.spread import spread
 from fieldloop.domain.features.trend import trend
-from fieldloop.domain.recipe import Family, Recipe
+from fieldloop.domain.recipe import Family, InputChannel, Recipe
 
 WINDOW: Final = "window"
+MASKED: Final = "masked"
+ORDERED: Final = "ordered"
 FEATURES: Final = "features"
 PREDICTION: Final = "prediction"
 OPSET: Final = 17
@@ -30,22 +45,92 @@ ML_OPSET: Final = 3
 IR_VERSION: Final = 8
 _NAME: Final = "window_to_prediction"  # converters put a random name in, and the same model must give the same bytes
 
-FAMILIES: Final[dict[Family, Callable[[Cleaned], dict[str, Var]]]] = {"level": level, "spread": spread, "trend": trend}
+FAMILIES: Final[dict[Family, Callable[[Cleaned], list[Columns]]]] = {
+    "presence": presence,
+    "level": level,
+    "spread": spread,
+    "quantiles": quantiles,
+    "shape": shape,
+    "trend": trend,
+    "differences": differences,
+    "crossings": crossings,
+    "autocorrelation": autocorrelation,
+    "spectrum": spectrum,
+    "cross_channel": cross_channel,
+    "calendar": calendar,
+}
+
+
+@dataclass(frozen=True)
+class BatchGraphs:
+    """Masks and features for batches: `masks`, then a sort along time with NaN last, then `features`.
+
+    Attributes:
+        masks: `window` float32 [N, R, T] → `masked` float32 [N, R, T].
+        features: `masked` and `ordered` float32 [N, R, T] → `features` float32 [N, F].
+    """
+
+    masks: onnx.ModelProto
+    features: onnx.ModelProto
 
 
 def feature_graph(recipe: Recipe) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Build masks and features of a recipe.
 
     Returns:
-        The graph `window` float32 [N, C, T] → `features` float32 [N, F], and [F] names such as `wind_speed.mean`.
+        The graph `window` float32 [N, R, T] → `features` float32 [N, F], and [F] names such as `wind_speed.mean`.
     """
-    channels, length = len(recipe.channels), recipe.window.length
-    window = argument(Tensor(np.float32, ("N", channels, length)))
-    cleaned = Cleaned(mask(window, recipe.channels), channels, length)
-    built = [feature for family in recipe.features for feature in FAMILIES[family](cleaned).items()]
-    names = tuple(f"{metric}.{feature}" for feature, _ in built for metric in recipe.inputs)
-    matrix = op.cast(op.concat([values for _, values in built], axis=1), to=np.float32)
-    return _settled(build({WINDOW: window}, {FEATURES: matrix})), names
+    window = _windows(recipe)
+    columns = _columns(recipe, _mask(recipe, window), None)
+    names = tuple(name for part in columns for name in part.names)
+    return _settled(build({WINDOW: window}, {FEATURES: _matrix(columns)})), names
+
+
+def batch_graphs(recipe: Recipe) -> BatchGraphs:
+    """Build the same for batches, to be sorted in between."""
+    window, masked, ordered = (_windows(recipe) for _ in range(3))
+    masks = build({WINDOW: window}, {MASKED: _mask(recipe, window)})
+    features = build({MASKED: masked, ORDERED: ordered}, {FEATURES: _matrix(_columns(recipe, masked, ordered))})
+    return BatchGraphs(_settled(masks), _settled(features))
+
+
+def _windows(recipe: Recipe) -> Var:
+    return argument(Tensor(np.float32, ("N", len(recipe.rows), recipe.window.length)))
+
+
+def _mask(recipe: Recipe, window: Var) -> Var:
+    """[N, R, T]; the clock is never missing."""
+    return mask(window, [*recipe.channels, *(InputChannel(metric=row) for row in recipe.rows[len(recipe.channels) :])])
+
+
+def _columns(recipe: Recipe, masked: Var, ordered: Var | None) -> list[Columns]:
+    """All columns of the recipe's families, in its order."""
+    cleaned = _cleaned(recipe, masked, ordered)
+    return [columns for family in recipe.features for columns in FAMILIES[family](cleaned)]
+
+
+def _cleaned(recipe: Recipe, masked: Var, ordered: Var | None) -> Cleaned:
+    length = recipe.window.length
+    if not recipe.clock:
+        return Cleaned(masked, recipe.inputs, length, None, ordered)
+    last = op.gather(masked, op.const(np.int64(length - 1)), axis=2)
+    clock = op.gather(last, op.const(np.int64(len(recipe.channels))), axis=1)
+    channels = _channels(masked, len(recipe.channels))
+    return Cleaned(
+        channels, recipe.inputs, length, clock, None if ordered is None else _channels(ordered, len(recipe.channels))
+    )
+
+
+def _channels(window: Var, number: int) -> Var:
+    """The window without its clock."""
+    return op.slice(window, *(op.const(np.array([bound], dtype=np.int64)) for bound in (0, number, 1)))
+
+
+def _matrix(columns: list[Columns]) -> Var:
+    """[N, F] float32. Adding 0 makes one zero of both; as a row of zeros, since a runtime drops a single one."""
+    matrix = op.cast(op.concat([part.values for part in columns], axis=1), to=np.float32)
+    width = sum(len(part.names) for part in columns)
+    return op.add(matrix, op.const(np.zeros((1, width), dtype=np.float32)))
 
 
 def merge(features: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -56,7 +141,7 @@ def merge(features: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
         model: one input float32 [N, F], whose first output is float32 [N, 1].
 
     Returns:
-        The graph `window` float32 [N, C, T] → `prediction` float32 [N, 1], checked.
+        The graph `window` float32 [N, R, T] → `prediction` float32 [N, 1], checked.
 
     Raises:
         TrainingError: if the model's operators are of another generation than the graph's.

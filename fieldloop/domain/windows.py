@@ -18,6 +18,9 @@ from fieldloop.domain.profile import GridRule, Profile
 
 NEVER_US = int(np.iinfo(np.int64).min) // 4  # the watermark of a device that has sent nothing
 HASH_BYTES = 8
+CLOCK = "clock"  # name of the row that carries the time
+WEEK_US = 7 * 86_400_000_000
+MONDAY_US = 4 * 86_400_000_000  # 1970-01-05 00:00 UTC
 
 
 class WindowSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,6 +32,7 @@ class WindowSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         step_us: grid step, microseconds.
         length: T, steps in a window.
         grace_us: how long a step stays open behind the watermark, microseconds.
+        clock: whether a last row follows the channels: seconds since Monday 00:00 UTC at which each step begins.
     """
 
     channels: tuple[str, ...]
@@ -36,6 +40,12 @@ class WindowSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_us: int
     length: int
     grace_us: int = 0
+    clock: bool = False
+
+    @property
+    def rows(self) -> int:
+        """R, rows of a window."""
+        return len(self.channels) + self.clock
 
     def channel_codes(self, profile: Profile) -> NDArray[np.int64]:
         """Return [P] int64: for each metric code of the profile its row in the window, -1 where it has none."""
@@ -49,7 +59,7 @@ class Windows:
 
     Attributes:
         end_us: [N] int64, UTC microseconds at which the last step begins.
-        values: [N, C, T] float32, NaN where missing.
+        values: [N, R, T] float32, NaN where missing.
     """
 
     end_us: NDArray[np.int64]
@@ -133,6 +143,24 @@ def device_history(
     rules = (*spec.rules, *further_rules)
     grid = to_grid(channel[kept], event_us[kept], value[kept], rules, spec.step_us)
     return grid, window_rows(grid, len(spec.rules), first_step, spec.length)
+
+
+def with_clock(
+    windows: NDArray[np.float32], end_us: NDArray[np.int64], step_us: int, clock: bool
+) -> NDArray[np.float32]:
+    """Return windows [N, C, T] with the clock's row behind the channels ([N, C + 1, T]), or as they are without it.
+
+    Args:
+        windows: [N, C, T] float32.
+        end_us: [N] int64, UTC microseconds at which the last step begins.
+        step_us: grid step, microseconds.
+        clock: whether it is wanted. Whole seconds of a week are exact in float32.
+    """
+    if not clock:
+        return windows
+    before_us = np.arange(1 - windows.shape[2], 1) * step_us
+    seconds = (end_us[:, None] + before_us - MONDAY_US) % WEEK_US // 1_000_000
+    return np.concatenate([windows, seconds.astype(np.float32)[:, None, :]], axis=1)
 
 
 def window_hash(values: NDArray[np.float32]) -> NDArray[np.uint64]:
@@ -254,11 +282,12 @@ class WindowStream:
         rows = rows[rows >= len(self._past.steps)]
         recent = grid.steps > grid.steps[-1] - spec.length
         self._past = DeviceGrid(grid.steps[recent], grid.values[:, recent])
-        return Windows(grid.steps[rows] * spec.step_us, grid.windows(spec.length, rows))
+        end_us = grid.steps[rows] * spec.step_us
+        return Windows(end_us, with_clock(grid.windows(spec.length, rows), end_us, spec.step_us, spec.clock))
 
     def _none(self) -> Windows:
         return Windows(
-            np.zeros(0, dtype=np.int64), np.zeros((0, len(self._spec.channels), self._spec.length), dtype=np.float32)
+            np.zeros(0, dtype=np.int64), np.zeros((0, self._spec.rows, self._spec.length), dtype=np.float32)
         )
 
 

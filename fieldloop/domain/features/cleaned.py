@@ -1,9 +1,11 @@
 """A masked window as the families see it: what several of them need is computed once."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import spox.opset.ai.onnx.v17 as op
+from numpy.typing import NDArray
 from spox import Var
 
 _TIME = 0
@@ -17,37 +19,57 @@ class Cleaned:
     the memory address.
     """
 
-    def __init__(self, masked: Var, channels: int, length: int) -> None:
+    def __init__(
+        self, masked: Var, metrics: Sequence[str], length: int, clock: Var | None = None, ordered: Var | None = None
+    ) -> None:
         """Take the masked window.
 
         Args:
             masked: [N, C, T] float32, NaN where missing.
-            channels: C.
+            metrics: [C] names of the channels.
             length: T.
+            clock: [N] float32, seconds since Monday 00:00 UTC at which the last step begins; None where it is not read.
+            ordered: [N, C, T] float32, the values of `masked` in ascending order, NaN last; None to sort in the graph.
         """
-        self.channels = channels
+        self.metrics = tuple(metrics)
         self.length = length
-        self.values = op.cast(op.transpose(masked, perm=[2, 0, 1]), to=np.float64)
+        self.clock = clock
+        self._masked = masked
+        self._ordered = ordered
+        self.steps = op.transpose(masked, perm=[2, 0, 1])
 
     @cached_property
     def missing(self) -> Var:
         """[T, N, C] bool."""
-        return op.isnan(self.values)
-
-    @cached_property
-    def zeroed(self) -> Var:
-        """[T, N, C] values, 0 where missing."""
-        return self.where_missing(0.0, self.values)
+        return op.isnan(self.steps)
 
     @cached_property
     def weight(self) -> Var:
         """[T, N, C] 1, 0 where missing."""
-        return self.where_missing(0.0, number(1.0))
+        return op.cast(op.not_(self.missing), to=np.float64)
+
+    @cached_property
+    def zeroed(self) -> Var:
+        """[T, N, C] values, 0 where missing."""
+        return op.cast(op.where(self.missing, op.const(np.float32(0)), self.steps), to=np.float64)
 
     @cached_property
     def count(self) -> Var:
         """[N, C] values that are there."""
-        return self.total(self.weight)
+        return self.counts[0]
+
+    @cached_property
+    def counts(self) -> list[Var]:
+        """[N, C] each: sums of 1, t and t² over the steps that are there, t counted from the middle of the window.
+
+        All exact, as multiples of a quarter, so that the order in which a product of matrices adds up does not matter.
+        """
+        t = middled(self.length)
+        powers = op.const(np.stack([np.ones_like(t), t, t * t]))
+        flat = op.reshape(self.weight, op.const(np.array([self.length, -1], dtype=np.int64)))
+        channels = len(self.metrics)
+        sums = op.reshape(op.matmul(powers, flat), op.const(np.array([3, -1, channels], dtype=np.int64)))
+        return [op.gather(sums, op.const(np.int64(row)), axis=0) for row in range(3)]
 
     @cached_property
     def mean(self) -> Var:
@@ -56,51 +78,112 @@ class Cleaned:
 
     @cached_property
     def deviation(self) -> Var:
-        """[T, N, C] distance from the mean, 0 where missing."""
-        return self.where_missing(0.0, op.sub(self.values, self.mean))
+        """[T, N, C] distance from the mean, 0 where missing; NaN where there is none."""
+        return op.mul(op.sub(self.zeroed, self.mean), self.weight)
+
+    @cached_property
+    def squares(self) -> Var:
+        """[T, N, C] squared distance from the mean."""
+        return op.mul(self.deviation, self.deviation)
+
+    @cached_property
+    def sum_of_squares(self) -> Var:
+        """[N, C] sum of squared distances from the mean."""
+        return self.total(self.squares)
+
+    @cached_property
+    def variance(self) -> Var:
+        """[N, C] variance of the population."""
+        return op.div(self.sum_of_squares, self.count)
 
     @cached_property
     def lowest(self) -> Var:
         """[N, C] least value, NaN where there is none."""
-        return self._of_some(op.reduce_min(self.where_missing(np.inf, self.values), axes=[_TIME], keepdims=0))
+        if self._ordered is None:
+            return op.reduce_min(self._filled, axes=[_TIME], keepdims=0)
+        return op.cast(op.gather(self._ordered, op.const(np.int64(0)), axis=2), to=np.float64)
 
     @cached_property
     def highest(self) -> Var:
         """[N, C] greatest value, NaN where there is none."""
-        return self._of_some(op.reduce_max(self.where_missing(-np.inf, self.values), axes=[_TIME], keepdims=0))
+        if self._ordered is None:
+            return op.reduce_max(self._filled, axes=[_TIME], keepdims=0)
+        axis = op.const(np.array([2], dtype=np.int64))
+        place = op.unsqueeze(op.cast(op.sub(self.count, number(1.0)), to=np.int64), axis)  # -1, the last, for none
+        return op.cast(op.squeeze(op.gather_elements(self._ordered, place, axis=2), axis), to=np.float64)
 
     @cached_property
     def last(self) -> Var:
         """[N, C] value of the last step, NaN where missing."""
         return self.step(self.length - 1)
 
-    def step(self, index: int) -> Var:
-        """Return [N, C], the values of one step."""
-        return op.gather(self.values, op.const(np.int64(index)), axis=_TIME)
-
-    def where_missing(self, instead: float, values: Var) -> Var:
-        """Return [T, N, C], the values with `instead` where the window has none."""
-        return op.where(self.missing, number(instead), values)
-
-    def total(self, values: Var) -> Var:
-        """Return [N, C], the sum over time of [T, N, C], added in the order of the steps.
-
-        A single element a step would be summed as one vector, in another order: a lone channel is summed twice.
-        """
-        axes = op.const(np.array([_TIME], dtype=np.int64))
-        if self.channels > 1:
-            return op.reduce_sum(values, axes, keepdims=0)
-        both = op.reduce_sum(op.concat([values, values], axis=2), axes, keepdims=0)
-        return op.gather(both, op.const(np.array([0], dtype=np.int64)), axis=1)
+    @cached_property
+    def ordered(self) -> Var:
+        """[N, C, T] float32, the values in ascending order; behind them, whatever fills the gaps."""
+        if self._ordered is not None:
+            return self._ordered
+        filled = op.where(op.isnan(self._masked), op.const(np.float32(np.inf)), self._masked)
+        return op.top_k(filled, op.const(np.array([self.length], dtype=np.int64)), largest=0)[0]
 
     @cached_property
-    def _none(self) -> Var:
-        return op.equal(self.count, number(0.0))
+    def difference(self) -> Var:
+        """[T-1, N, C] each step less the one before, NaN where either is missing."""
+        values = op.cast(self.steps, to=np.float64)
+        return op.sub(later(values, 1), earlier(values, 1))
 
-    def _of_some(self, values: Var) -> Var:
-        return op.where(self._none, number(np.nan), values)
+    @cached_property
+    def lone(self) -> Var:
+        """[T-1, N, C] bool, true where a step or the one before is missing."""
+        return op.isnan(self.difference)
+
+    @cached_property
+    def pairs(self) -> Var:
+        """[N, C] neighbouring steps that are both there."""
+        return self.total(op.cast(op.not_(self.lone), to=np.float64))
+
+    def step(self, index: int) -> Var:
+        """Return [N, C], the values of one step."""
+        return op.cast(op.gather(self.steps, op.const(np.int64(index)), axis=_TIME), to=np.float64)
+
+    def total(self, values: Var, width: int | None = None) -> Var:
+        """Return [N, W], the sum over time of [T, N, W], added in the order of the steps; W is C unless it is given.
+
+        A single element a step would be summed as one vector, in another order: a lone column is summed twice.
+        """
+        if (width or len(self.metrics)) > 1:
+            return _sum(values)
+        return op.gather(_sum(op.concat([values, values], axis=2)), op.const(np.array([0], dtype=np.int64)), axis=1)
+
+    @cached_property
+    def _filled(self) -> Var:
+        """[T, N, C] the values, their mean, which lies between them, where missing; NaN where there is none."""
+        return op.where(self.missing, self.mean, self.zeroed)
+
+
+def middled(length: int) -> NDArray[np.float64]:
+    """Return [T], the steps counted from the middle of the window."""
+    return np.arange(length, dtype=np.float64) - (length - 1) / 2
+
+
+def later(values: Var, lag: int) -> Var:
+    """Return all steps but the first `lag`."""
+    return between(values, lag, np.iinfo(np.int64).max)  # for ONNX's Slice the end of an axis, whatever its length
+
+
+def earlier(values: Var, lag: int) -> Var:
+    """Return all steps but the last `lag`."""
+    return between(values, 0, -lag)
 
 
 def number(value: float) -> Var:
     """Return a float64 constant."""
     return op.const(np.float64(value))
+
+
+def between(values: Var, start: int, stop: int) -> Var:
+    """Return the steps from `start` to before `stop`."""
+    return op.slice(values, *(op.const(np.array([bound], dtype=np.int64)) for bound in (start, stop, _TIME)))
+
+
+def _sum(values: Var) -> Var:
+    return op.reduce_sum(values, op.const(np.array([_TIME], dtype=np.int64)), keepdims=0)

@@ -14,7 +14,7 @@ _END = np.iinfo(np.int64).max  # for ONNX's Slice the end of an axis, whatever i
 
 
 def mask(window: Var, channels: Sequence[InputChannel]) -> Var:
-    """Return the window with NaN for what is out of range or frozen.
+    """Return the window with NaN for what is out of range, infinite or frozen.
 
     Args:
         window: [N, C, T] float32.
@@ -23,6 +23,8 @@ def mask(window: Var, channels: Sequence[InputChannel]) -> Var:
     Returns:
         [N, C, T] float32.
     """
+    if all(np.isinf(channel.valid).all() and not channel.frozen_steps for channel in channels):
+        return op.add(window, op.mul(window, op.const(np.float32(0))))  # 0 times infinity is NaN
     lowest = _per_channel([channel.valid[0] for channel in channels])
     highest = _per_channel([channel.valid[1] for channel in channels])
     good = op.and_(op.greater_or_equal(window, lowest), op.less_or_equal(window, highest))
@@ -35,8 +37,9 @@ def mask(window: Var, channels: Sequence[InputChannel]) -> Var:
 
 
 def _per_channel(values: Sequence[float]) -> Var:
-    """One value a channel as [C, 1], to stand beside [N, C, T]."""
-    return op.const(np.array(values, dtype=np.float32)[:, None])
+    """One finite value a channel as [C, 1], to stand beside [N, C, T]."""
+    most = float(np.finfo(np.float32).max)
+    return op.const(np.clip(values, -most, most).astype(np.float32)[:, None])
 
 
 def _differs(window: Var) -> Var:

@@ -1,17 +1,20 @@
 """Where the values go: the slope of the least-squares line, and the last change."""
 
-import numpy as np
 import spox.opset.ai.onnx.v17 as op
-from spox import Var
 
-from fieldloop.domain.features.cleaned import Cleaned
+from fieldloop.domain.features.cleaned import Cleaned, middled
+from fieldloop.domain.features.columns import Columns, per_channel
 
 
-def trend(window: Cleaned) -> dict[str, Var]:
-    """Return `slope` (per step, NaN for fewer than two values) and `delta` (last step less the one before), [N, C]."""
-    steps = op.const(np.arange(window.length, dtype=np.float64)[:, None, None])
-    middle = op.div(window.total(op.mul(window.weight, steps)), window.count)
-    distance = window.where_missing(0.0, op.sub(steps, middle))
-    rise = window.total(op.mul(distance, window.deviation))
-    slope = op.div(rise, window.total(op.mul(distance, distance)))
-    return {"slope": slope, "delta": op.sub(window.last, window.step(window.length - 2))}
+def trend(window: Cleaned) -> list[Columns]:
+    """Return `slope` (per step, NaN for fewer than two values) and `delta` (last step less the one before).
+
+    With t the steps counted from the middle, of which n are there, the slope is n Σt(x - mean) / (n Σt² - (Σt)²): the
+    deviations of x add up to nothing, so t needs no mean of its own. The divisor is exact.
+    """
+    ones, first, second = window.counts
+    rise = window.total(op.mul(op.const(middled(window.length)[:, None, None]), window.deviation))
+    run = op.sub(op.mul(ones, second), op.mul(first, first))
+    slope = op.div(op.mul(rise, ones), run)
+    delta = op.sub(window.last, window.step(window.length - 2))
+    return per_channel(window.metrics, {"slope": slope, "delta": delta})

@@ -1,13 +1,18 @@
 """What a model reads: channels, the grid they lie on, the window, and the features made of it."""
 
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from fieldloop.domain.recipe.part import Name, Part
 
-Family = Literal["level", "spread", "trend"]
+Family = Literal[
+    "presence", "level", "spread", "quantiles", "shape", "trend", "differences", "crossings", "autocorrelation",
+    "spectrum", "cross_channel", "calendar",
+]  # fmt: skip
+LEAST_STEPS: Final[dict[Family, int]] = {"crossings": 3}
+MOST_CROSSED: Final = 16  # channels, 120 pairs
 
 
 class InputChannel(Part):

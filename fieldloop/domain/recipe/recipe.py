@@ -13,13 +13,13 @@ from fieldloop.domain.errors import DocumentError
 from fieldloop.domain.profile import Channel as ProfileChannel
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe.candidates import Candidate
-from fieldloop.domain.recipe.inputs import Family, Grid, InputChannel, Window
+from fieldloop.domain.recipe.inputs import LEAST_STEPS, MOST_CROSSED, Family, Grid, InputChannel, Window
 from fieldloop.domain.recipe.part import Name, Part, refuse_repeated, to_us
 from fieldloop.domain.recipe.rules import Parity, Promotion, Release
 from fieldloop.domain.recipe.split import Split
 from fieldloop.domain.recipe.target import Target
 from fieldloop.domain.rollout.plan import Plan
-from fieldloop.domain.windows import WindowSpec
+from fieldloop.domain.windows import CLOCK, WindowSpec
 
 
 class Recipe(Part):
@@ -76,10 +76,33 @@ class Recipe(Part):
                 )
         return window
 
+    @field_validator("features")
+    @classmethod
+    def _fit_the_window(cls, features: tuple[Family, ...], info: ValidationInfo) -> tuple[Family, ...]:
+        """Refuse families that this window has no room for."""
+        window, channels = info.data.get("window"), info.data.get("channels")
+        for family in features:
+            least = LEAST_STEPS.get(family, 2)
+            if window is not None and window.length < least:
+                raise ValueError(f"`{family}` needs windows of at least {least} steps, got {window.length}")
+            if family == "cross_channel" and channels is not None and not 2 <= len(channels) <= MOST_CROSSED:
+                raise ValueError(f"`{family}` pairs 2 to {MOST_CROSSED} channels, got {len(channels)}")
+        return features
+
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Canonical names of the window's rows, in order."""
+        """Canonical names of the channels that the model reads, in order."""
         return tuple(channel.metric for channel in self.channels)
+
+    @property
+    def clock(self) -> bool:
+        """Whether windows carry the time of their steps as a last row."""
+        return "calendar" in self.features
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the window's rows, in order: the channels, and the clock if it is read."""
+        return (*self.inputs, CLOCK) if self.clock else self.inputs
 
     @property
     def digest(self) -> str:
@@ -100,7 +123,8 @@ class Recipe(Part):
         """
         rules = tuple(self._channel(profile, metric).rule for metric in self.inputs)
         self.target_channel(profile)
-        return WindowSpec(self.inputs, rules, self.step_us, self.window.length, self.grid.grace_s * 1_000_000)
+        grace_us = self.grid.grace_s * 1_000_000
+        return WindowSpec(self.inputs, rules, self.step_us, self.window.length, grace_us, self.clock)
 
     def target_channel(self, profile: Profile) -> ProfileChannel:
         """Return the profile's channel of the target, which knows its unit and grid rule.

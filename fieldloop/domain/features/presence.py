@@ -1,0 +1,9 @@
+"""How much of a window is there."""
+
+from fieldloop.domain.features.cleaned import Cleaned
+from fieldloop.domain.features.columns import Columns, per_channel
+
+
+def presence(window: Cleaned) -> list[Columns]:
+    """Return `count`: steps with a value that is neither missing nor masked."""
+    return per_channel(window.metrics, {"count": window.count})
