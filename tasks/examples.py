@@ -4,7 +4,7 @@ The index is checked against the recipe's split before anything trains, so a win
 cannot be learnt from, whatever the stored table says.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +16,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from fieldloop.domain.errors import TrainingError
+from fieldloop.domain.graph import MASKED, ORDERED, WINDOW, batch_graphs
 from fieldloop.domain.grid import DeviceGrid
 from fieldloop.domain.recipe import Recipe
+from fieldloop.domain.windows import cut
 from fieldloop.stores.lake import Lake
 
 THREADS: Final = 2  # fixed, so that results do not depend on the machine
-_CUT_WINDOWS: Final = 32_768  # windows in memory at once
-_RUN_WINDOWS: Final = 2_048  # windows a call of a graph
+CHUNK_VALUES: Final = 131_072  # of windows cut and run at once: 1 MB in float64, what stays in a core's cache
 
 SplitName = Literal["train", "test"]
 
@@ -73,16 +74,22 @@ class Examples:
             "no_target": int(np.count_nonzero(unknown)),
         }
 
-    def windows(self, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-        """Cut the chosen windows ([K] increasing) and yield them in chunks, float32 [n, C, T]."""
-        for start in range(0, len(chosen), _CUT_WINDOWS):
-            part = chosen[start : start + _CUT_WINDOWS]
-            borders = np.flatnonzero(np.diff(self.device[part])) + 1
-            yield np.concatenate([self._of_one_device(rows) for rows in np.split(part, borders)])
+    def windows(self, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Cut the chosen windows ([K] increasing), float32 [K, R, T]."""
+        borders = np.flatnonzero(np.diff(self.device[chosen])) + 1
+        return np.concatenate([self._of_one_device(rows) for rows in np.split(chosen, borders)])
+
+    def chunks(self, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Split the chosen windows into parts small enough to be cut and run at once."""
+        number = max(1, CHUNK_VALUES // (len(self.recipe.rows) * self.recipe.window.length))
+        yield from (chosen[start : start + number] for start in range(0, len(chosen), number))
 
     def _of_one_device(self, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        recipe = self.recipe
+        if not len(chosen):
+            return np.zeros((0, len(recipe.rows), recipe.window.length), dtype=np.float32)
         grid = self.grids[int(self.device[chosen[0]])]
-        return grid.windows(self.recipe.window.length, self.row[chosen])
+        return cut(grid, self.row[chosen], recipe.window.length, recipe.step_us, recipe.clock)
 
 
 def read(lake: Lake, recipe: Recipe, versions: Versions) -> Examples:
@@ -135,10 +142,10 @@ def examples(recipe: Recipe, grid: pl.DataFrame, index: pl.DataFrame) -> Example
 
 
 def apply(graph: bytes, found: Examples, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Run a graph over chosen windows in batch, chunks of them side by side, with the bits of a window alone.
+    """Run a graph over chosen windows in batch, with the bits of a window alone.
 
     Args:
-        graph: ONNX, one input `window` float32 [N, C, T], first output float32 [N, F].
+        graph: ONNX, one input `window` float32 [N, R, T], first output float32 [N, F].
         found: the examples.
         chosen: [K] int64, increasing.
 
@@ -146,14 +153,41 @@ def apply(graph: bytes, found: Examples, chosen: NDArray[np.int64]) -> NDArray[n
         [K, F] float32.
     """
     session = session_of(graph)
+    return _over(found, chosen, session.get_outputs()[0].shape[1], partial(_run, session))
+
+
+def features(found: Examples, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the features of chosen windows ([K] int64, increasing), float32 [K, F].
+
+    The same bits as the recipe's `feature_graph`, by its build for batches: masks, sort along time, features.
+    """
+    graphs = batch_graphs(found.recipe)
+    masks, families = (session_of(graph.SerializeToString()) for graph in (graphs.masks, graphs.features))
+
+    def run(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        masked = _run(masks, windows)
+        answer: NDArray[np.float32] = families.run(None, {MASKED: masked, ORDERED: np.sort(masked)})[0]
+        return answer
+
+    return _over(found, chosen, families.get_outputs()[0].shape[1], run)
+
+
+def _over(
+    found: Examples,
+    chosen: NDArray[np.int64],
+    width: int,
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """Cut and run chunk after chunk, several side by side; only the answers, [K, width], are all in memory."""
+    answers = np.empty((len(chosen), width), dtype=np.float32)
+
+    def fill(rows: NDArray[np.int64]) -> None:
+        answers[rows] = run(found.windows(chosen[rows]))
+
     with ThreadPoolExecutor(THREADS) as pool:
-        parts = [
-            part
-            for cut in found.windows(chosen)
-            for part in pool.map(partial(_run, session), np.split(cut, range(_RUN_WINDOWS, len(cut), _RUN_WINDOWS)))
-        ]
-    width = session.get_outputs()[0].shape[1]
-    return np.concatenate(parts) if parts else np.zeros((0, width), dtype=np.float32)
+        for _ in pool.map(fill, found.chunks(np.arange(len(chosen)))):
+            pass
+    return answers
 
 
 def session_of(graph: bytes) -> onnxruntime.InferenceSession:
@@ -164,7 +198,7 @@ def session_of(graph: bytes) -> onnxruntime.InferenceSession:
 
 
 def _run(session: onnxruntime.InferenceSession, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-    answer: NDArray[np.float32] = session.run(None, {"window": windows})[0]
+    answer: NDArray[np.float32] = session.run(None, {WINDOW: windows})[0]
     return answer
 
 

@@ -11,7 +11,7 @@ from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import feature_graph, merge
 from fieldloop.domain.recipe import Candidate, Recipe
 from tasks import candidates
-from tasks.examples import Examples, apply, spread_out
+from tasks.examples import Examples, apply, features, spread_out
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,11 @@ def fit(recipe: Recipe, candidate: Candidate, found: Examples, seed: int) -> Fit
     train, test = found.chosen("train"), found.chosen("test")
     if not len(train) or not len(test):
         raise TrainingError(f"{recipe.name}: expected windows to train and to test on, got {found.counts()}")
-    features = apply(feature_half.SerializeToString(), found, train)
+    learnt_from = features(found, train)
     began = time.monotonic()
-    model = candidates.fit(candidate, features, found.target[train], seed)
+    model = candidates.fit(candidate, learnt_from, found.target[train], seed)
     fit_s = time.monotonic() - began
     graph = merge(feature_half, candidates.convert(model, len(names)))
     predicted = apply(graph.SerializeToString(), found, test)[:, 0]
-    held_out = apply(feature_half.SerializeToString(), found, test)
-    canary = test[spread_out(held_out, recipe.release.canary_rows)]
+    canary = test[spread_out(features(found, test), recipe.release.canary_rows)]
     return Fitted(recipe, candidate, found, names, model, graph, test, predicted, canary, fit_s)

@@ -17,7 +17,7 @@ from fieldloop.domain.grid import DeviceGrid
 from fieldloop.domain.predictions import unpack
 from fieldloop.domain.readings import Messages, Named, Reason, Reject
 from fieldloop.domain.recipe import Recipe, load_recipe
-from fieldloop.domain.windows import window_hash
+from fieldloop.domain.windows import cut, window_hash
 from fieldloop.stores import broker, drain
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
@@ -248,7 +248,7 @@ def _with_truth(lake: Lake, recipe: Recipe, predictions: pl.DataFrame) -> pl.Dat
         values = grid.select(recipe.inputs).to_numpy().T
         ends = np.unique(rows["end_time"].to_physical().to_numpy() // step_us)
         at = np.flatnonzero(np.isin(steps, ends))
-        hashes = window_hash(DeviceGrid(steps, values).windows(length, at)) if len(at) else np.zeros(0, np.uint64)
+        hashes = window_hash(cut(DeviceGrid(steps, values), at, length, step_us, recipe.clock))
         truth = grid[recipe.target.metric].fill_nan(None)[at]
         columns = {"end_time": grid["step_time"][at], "lake_hash": hashes.view(np.int64), "truth": truth}
         parts.append(pl.DataFrame(columns).select(pl.lit(device).alias("device"), pl.all()).cast(parts[0].schema))

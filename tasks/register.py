@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from prefect import task
 
 from fieldloop.domain.errors import TrainingError
-from fieldloop.domain.graph import feature_graph
 from fieldloop.domain.metrics import better, regression
 from fieldloop.domain.parity import Certificate, certify, require
 from fieldloop.domain.recipe import Metric, Recipe, load_recipe
@@ -24,7 +23,7 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
 from tasks.candidates import SKOPS_FILE, XGBOOST_FILE, Model, restore
-from tasks.examples import Examples, Versions, apply, read, session_of, spread_out
+from tasks.examples import Examples, Versions, apply, features, read, session_of, spread_out
 from tasks.runs import GRID_VERSION, NATIVE, WINDOWS_VERSION, runtime
 from tasks.train import ALGORITHM, BEST_RUN
 
@@ -243,14 +242,13 @@ def describe(result: RegisterResult) -> str:
 
 def _compare(settings: Settings, recipe: Recipe, run_id: str, found: Examples) -> Certificate:
     """Run graph and native model over held-out windows."""
-    half = feature_graph(recipe)[0].SerializeToString()
     test = found.chosen("test")
-    features = apply(half, found, test)
-    rows = spread_out(features, recipe.parity.rows)
-    chosen, features = test[rows], features[rows]
+    held_out = features(found, test)
+    rows = spread_out(held_out, recipe.parity.rows)
+    chosen, held_out = test[rows], held_out[rows]
     graph = registry.run_graph(settings, run_id)
-    native = np.ravel(_native(settings, run_id).predict(features)).astype(np.float32)
-    gaps = int(np.count_nonzero(np.isnan(features).any(axis=1)))
+    native = np.ravel(_native(settings, run_id).predict(held_out)).astype(np.float32)
+    gaps = int(np.count_nonzero(np.isnan(held_out).any(axis=1)))
     batch = np.ascontiguousarray(apply(graph, found, chosen)[:, 0])
     some = np.arange(0, len(chosen), max(1, len(chosen) // ROWS_ALONE))
     alone = _alone(graph, found, chosen[some])
@@ -260,7 +258,7 @@ def _compare(settings: Settings, recipe: Recipe, run_id: str, found: Examples) -
 def _alone(graph: bytes, found: Examples, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
     """Predictions for windows one at a time on one thread, as a gateway runs them."""
     session = session_of(graph)
-    answers = [session.run(None, {"window": window[None]})[0] for cut in found.windows(chosen) for window in cut]
+    answers = [session.run(None, {"window": window[None]})[0] for window in found.windows(chosen)]
     return np.concatenate([np.zeros((0, 1), dtype=np.float32), *answers])[:, 0]
 
 

@@ -129,7 +129,7 @@ def window_spec(recipe: Recipe, profiles: Mapping[str, Profile]) -> WindowSpec:
 
 def _canary(fitted: Fitted) -> bytes:
     """Held-out windows as JSON, null for NaN."""
-    windows = np.concatenate(list(fitted.found.windows(fitted.canary)))
+    windows = fitted.found.windows(fitted.canary)
     return msgspec.json.encode({"inputs": windows.tolist()})
 
 
@@ -204,9 +204,9 @@ def _log_graph(settings: Settings, fitted: Fitted, run_id: str) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    length, channels = fitted.recipe.window.length, len(fitted.recipe.channels)
+    length, rows = fitted.recipe.window.length, len(fitted.recipe.rows)
     signature = ModelSignature(
-        Schema([TensorSpec(np.dtype(np.float32), (-1, channels, length), WINDOW)]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, rows, length), WINDOW)]),
         Schema([TensorSpec(np.dtype(np.float32), (-1, 1), PREDICTION)]),
     )
     mlflow.set_tracking_uri(settings.mlflow_endpoint)
@@ -215,7 +215,7 @@ def _log_graph(settings: Settings, fitted: Fitted, run_id: str) -> None:
             fitted.graph,
             name=registry.GRAPH,
             signature=signature,
-            input_example={WINDOW: next(fitted.found.windows(fitted.canary[-1:]))},
+            input_example={WINDOW: fitted.found.windows(fitted.canary[-1:])},
             pip_requirements=[f"{package}=={version}" for package, version in runtime().items()],
             onnx_execution_providers=["CPUExecutionProvider"],
             save_as_external_data=False,

@@ -26,14 +26,19 @@ class DeviceGrid:
     steps: NDArray[np.int64]
     values: NDArray[np.float32]
 
-    def windows(self, length: int, rows: NDArray[np.int64] | slice) -> NDArray[np.float32]:
-        """Return the windows that end at `rows` of the grid: [K, C, length] float32, oldest step first."""
-        gaps = np.minimum(np.diff(self.steps, prepend=self.steps[:1] - length), length)  # wider gaps hold only NaN
+    def windows(self, length: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the windows that end at `rows` of the grid ([K], increasing): [K, C, length], oldest step first."""
+        if not len(rows):
+            return np.zeros((0, len(self.values), length), dtype=np.float32)
+        first = int(np.searchsorted(self.steps, self.steps[rows[0]] - length, side="right"))
+        seen = slice(first, int(rows[-1]) + 1)
+        steps = self.steps[seen]
+        gaps = np.minimum(np.diff(steps, prepend=steps[0] - length), length)  # wider gaps hold only NaN
         ends = np.cumsum(gaps) - 1
-        dense = np.full((len(self.values), int(ends[-1]) + 1 if len(ends) else length), np.nan, dtype=np.float32)
-        dense[:, ends] = self.values
+        dense = np.full((len(self.values), int(ends[-1]) + 1), np.nan, dtype=np.float32)
+        dense[:, ends] = self.values[:, seen]
         views = sliding_window_view(dense, length, axis=1)
-        return np.ascontiguousarray(views[:, ends[rows] - length + 1].transpose(1, 0, 2))
+        return np.ascontiguousarray(views[:, ends[rows - first] - length + 1].transpose(1, 0, 2))
 
 
 def to_grid(

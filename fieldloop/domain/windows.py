@@ -145,21 +145,24 @@ def device_history(
     return grid, window_rows(grid, len(spec.rules), first_step, spec.length)
 
 
-def with_clock(
-    windows: NDArray[np.float32], end_us: NDArray[np.int64], step_us: int, clock: bool
+def cut(
+    grid: DeviceGrid, rows: NDArray[np.int64], length: int, step_us: int, clock: bool = False
 ) -> NDArray[np.float32]:
-    """Return windows [N, C, T] with the clock's row behind the channels ([N, C + 1, T]), or as they are without it.
+    """Cut the windows that end at `rows` of the grid ([N], increasing), float32 [N, R, T].
 
     Args:
-        windows: [N, C, T] float32.
-        end_us: [N] int64, UTC microseconds at which the last step begins.
+        grid: channels of a device, [C, S].
+        rows: where windows end.
+        length: T.
         step_us: grid step, microseconds.
-        clock: whether it is wanted. Whole seconds of a week are exact in float32.
+        clock: whether a last row follows the channels: seconds since Monday 00:00 UTC at which each step begins. Whole
+            seconds of a week are exact in float32.
     """
+    windows = grid.windows(length, rows)
     if not clock:
         return windows
-    before_us = np.arange(1 - windows.shape[2], 1) * step_us
-    seconds = (end_us[:, None] + before_us - MONDAY_US) % WEEK_US // 1_000_000
+    steps = grid.steps[rows, None] + np.arange(1 - length, 1)
+    seconds = (steps * step_us - MONDAY_US) % WEEK_US // 1_000_000
     return np.concatenate([windows, seconds.astype(np.float32)[:, None, :]], axis=1)
 
 
@@ -282,13 +285,11 @@ class WindowStream:
         rows = rows[rows >= len(self._past.steps)]
         recent = grid.steps > grid.steps[-1] - spec.length
         self._past = DeviceGrid(grid.steps[recent], grid.values[:, recent])
-        end_us = grid.steps[rows] * spec.step_us
-        return Windows(end_us, with_clock(grid.windows(spec.length, rows), end_us, spec.step_us, spec.clock))
+        values = cut(grid, rows, spec.length, spec.step_us, spec.clock)
+        return Windows(grid.steps[rows] * spec.step_us, values)
 
     def _none(self) -> Windows:
-        return Windows(
-            np.zeros(0, dtype=np.int64), np.zeros((0, self._spec.rows, self._spec.length), dtype=np.float32)
-        )
+        return Windows(np.zeros(0, dtype=np.int64), np.zeros((0, self._spec.rows, self._spec.length), dtype=np.float32))
 
 
 def first_of_each(channel: NDArray[np.int64], event_us: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,6 +1,8 @@
-"""The feature graph against an independent reference, and against itself: a row alone and in a batch."""
+"""The feature graph against an independent reference, and against itself: alone, in a batch, built for batches."""
 
 import math
+from datetime import UTC, datetime
+from typing import get_args
 
 import numpy as np
 import onnxruntime
@@ -10,23 +12,30 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from fieldloop.domain.graph import feature_graph
-from fieldloop.domain.recipe import Recipe
+from fieldloop.domain.graph import batch_graphs, feature_graph
+from fieldloop.domain.recipe import Family, Recipe
+from tests.domain import reference
 
-LENGTH = 6
-CHANNELS = [
+LENGTH = 12
+CHANNELS: list[reference.Channel] = [
     {"metric": "a", "valid": [-50, 50], "frozen_steps": 3},
     {"metric": "b", "frozen_steps": 2},
     {"metric": "c", "valid": [0.1, 0.7]},
 ]
-VALUES = st.one_of(
+OF_CHANNELS = tuple(family for family in get_args(Family) if family != "calendar")
+OF_ONE = tuple(family for family in OF_CHANNELS if family != "cross_channel")
+WILD = st.one_of(
     st.sampled_from([0.0, -0.0, 0.1, 0.7, 1.0, 2.0, 50.0, 51.0, math.nan, math.inf, -math.inf]),
     st.floats(width=32),
     st.floats(-60, 60, width=32),
 )
+# few enough binary digits that a mean is the same whichever way it is added up
+PLAIN = st.one_of(
+    st.sampled_from([math.nan, math.inf, -math.inf, 0.125, 0.5]), st.integers(-480, 480).map(lambda i: i / 8)
+)
 
 
-def recipe(channels: list[dict[str, object]], length: int = LENGTH) -> Recipe:
+def recipe(channels: list[reference.Channel], length: int = LENGTH, features: tuple[str, ...] = OF_CHANNELS) -> Recipe:
     """A recipe that reads the given channels."""
     return Recipe.model_validate(
         {
@@ -37,7 +46,7 @@ def recipe(channels: list[dict[str, object]], length: int = LENGTH) -> Recipe:
             "target": {"metric": "y"},
             "grid": {"step_s": 60},
             "window": {"length": length},
-            "features": ["level", "spread", "trend"],
+            "features": features,
             "split": {"train_until": "2020-01-01T00:00:00Z", "test_until": "2021-01-01T00:00:00Z"},
             "candidates": [{"algorithm": "ridge"}],
             "parity": {"limit": 1},
@@ -45,141 +54,147 @@ def recipe(channels: list[dict[str, object]], length: int = LENGTH) -> Recipe:
     )
 
 
-def session(of: Recipe) -> onnxruntime.InferenceSession:
-    """The feature graph, ready to run on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(feature_graph(of)[0].SerializeToString(), options)
+class Built:
+    """The feature graph of a recipe, both builds."""
+
+    def __init__(self, of: Recipe, threads: int = 1) -> None:
+        graph, self.names = feature_graph(of)
+        batch = batch_graphs(of)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.graph, self.masks, self.families = (
+            onnxruntime.InferenceSession(part.SerializeToString(), options)
+            for part in (graph, batch.masks, batch.features)
+        )
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features of windows [N, R, T] by the graph of a release."""
+        result: NDArray[np.float32] = self.graph.run(["features"], {"window": windows})[0]
+        return result
+
+    def alone(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same, a window at a time."""
+        return np.concatenate([self.run(window[None]) for window in windows])
+
+    def batch(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same by the build for batches."""
+        masked = self.masks.run(None, {"window": windows})[0]
+        result: NDArray[np.float32] = self.families.run(None, {"masked": masked, "ordered": np.sort(masked)})[0]
+        return result
 
 
 @pytest.fixture(scope="module")
-def three() -> onnxruntime.InferenceSession:
+def three() -> Built:
     """The graph of three channels with different masks."""
-    return session(recipe(CHANNELS))
+    return Built(recipe(CHANNELS))
 
 
 @pytest.fixture(scope="module")
-def one() -> onnxruntime.InferenceSession:
+def one() -> Built:
     """The graph of a single channel."""
-    return session(recipe([{"metric": "a"}]))
-
-
-def run(graph: onnxruntime.InferenceSession, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Features of windows [N, C, T]."""
-    result: NDArray[np.float32] = graph.run(["features"], {"window": windows})[0]
-    return result
-
-
-def reference(window: NDArray[np.float32], channels: list[dict[str, object]]) -> list[np.float32]:
-    """Features of one window, feature by feature, in plain Python floats."""
-    features = [reference_channel(row.tolist(), channel) for row, channel in zip(window, channels, strict=True)]
-    with np.errstate(over="ignore"):
-        return [np.float32(features[c][f]) for f in range(8) for c in range(len(channels))]
-
-
-def reference_channel(values: list[float], channel: dict[str, object]) -> list[float]:
-    """The eight features of one channel."""
-    values = masked(values, channel)
-    there = [(step, value) for step, value in enumerate(values) if not math.isnan(value)]
-    delta = values[-1] - values[-2]
-    if not there:
-        return [math.nan] * 8
-    count = float(len(there))
-    mean = added([value for _, value in there]) / count
-    middle = added([float(step) for step, _ in there]) / count
-    lowest, highest = min(value for _, value in there), max(value for _, value in there)
-    std = math.sqrt(added([(value - mean) * (value - mean) for _, value in there]) / count)
-    rise = added([(step - middle) * (value - mean) for step, value in there])
-    run_ = added([(step - middle) * (step - middle) for step, _ in there])
-    slope = rise / run_ if run_ else math.nan
-    return [values[-1], mean, lowest, highest, std, highest - lowest, slope, delta]
-
-
-def masked(values: list[float], channel: dict[str, object]) -> list[float]:
-    """The values with NaN where they are out of range or frozen."""
-    lowest, highest = (float(np.float32(bound)) for bound in channel.get("valid", (-math.inf, math.inf)))  # type: ignore[attr-defined]
-    frozen: set[int] = set()
-    steps = channel.get("frozen_steps")
-    if isinstance(steps, int):
-        for start in range(len(values) - steps + 1):
-            if all(value == values[start] for value in values[start : start + steps]):
-                frozen.update(range(start, start + steps))
-    return [
-        value if lowest <= value <= highest and step not in frozen else math.nan for step, value in enumerate(values)
-    ]
-
-
-def added(values: list[float]) -> float:
-    """The sum in the given order (`sum` compensates rounding in later Pythons)."""
-    total = 0.0
-    for value in values:
-        total += value
-    return total
+    return Built(recipe([{"metric": "a"}], features=OF_ONE))
 
 
 def bits(values: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Bits of float32 values; every NaN alike, and both zeros."""
-    return (np.where(np.isnan(values), np.float32(np.nan), values) + np.float32(0)).view(np.uint32)
+    """Bits of float32 values, every NaN alike."""
+    return np.where(np.isnan(values), np.float32(np.nan), values).view(np.uint32)
 
 
-def finite(windows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Windows whose channel without a range holds no infinity: differences of those are nobody's feature."""
-    return np.where(np.isinf(windows), np.float32(3e38), windows)
+def assert_one_and_the_same(built: Built, windows: NDArray[np.float32]) -> None:
+    """Rows alone, rows in a batch, and the build for batches give the same bits."""
+    alone = bits(built.alone(windows))
+    np.testing.assert_array_equal(bits(built.run(windows)), alone)
+    np.testing.assert_array_equal(bits(built.batch(windows)), alone)
 
 
-@given(arrays(np.float32, (5, 3, LENGTH), elements=VALUES))
-@settings(deadline=None, max_examples=300)
-def test_features_are_the_reference(three: onnxruntime.InferenceSession, windows: NDArray[np.float32]) -> None:
-    """Graph and plain Python give the same bits, whatever is missing, frozen or out of range."""
-    windows = finite(windows)
-    expected = np.array([reference(window, CHANNELS) for window in windows], dtype=np.float32)
-    np.testing.assert_array_equal(bits(run(three, windows)), bits(expected))
+@given(arrays(np.float32, (5, 3, LENGTH), elements=PLAIN))
+@settings(deadline=None, max_examples=40)
+def test_features_are_the_reference(three: Built, windows: NDArray[np.float32]) -> None:
+    """The graph gives what NumPy gives, whatever is missing, frozen or out of range."""
+    expected = [reference.features(window, CHANNELS) for window in windows]
+    table = np.array([[row.get(name, math.nan) for name in three.names] for row in expected])
+    np.testing.assert_allclose(three.run(windows), table.astype(np.float32), rtol=1e-6, atol=1e-7)
 
 
-@given(arrays(np.float32, st.tuples(st.integers(1, 70), st.just(3), st.just(LENGTH)), elements=VALUES))
-@settings(deadline=None, max_examples=100)
-def test_row_and_batch(three: onnxruntime.InferenceSession, windows: NDArray[np.float32]) -> None:
-    """A window alone gives the bits that it gives in a batch."""
-    alone = np.concatenate([run(three, window[None]) for window in windows])
-    np.testing.assert_array_equal(alone.view(np.uint32), run(three, windows).view(np.uint32))
+def test_no_feature_is_left_untried(three: Built) -> None:
+    """The reference knows every feature of the graph."""
+    window = np.random.default_rng(1).normal(0, 1, (3, LENGTH)).astype(np.float32)
+    assert set(three.names) == set(reference.features(window, [{"metric": name} for name in "abc"]))
 
 
-@given(arrays(np.float32, st.tuples(st.integers(1, 70), st.just(1), st.just(LENGTH)), elements=VALUES))
-@settings(deadline=None, max_examples=100)
-def test_row_and_batch_of_one_channel(one: onnxruntime.InferenceSession, windows: NDArray[np.float32]) -> None:
+@given(arrays(np.float32, st.tuples(st.integers(1, 70), st.just(3), st.just(LENGTH)), elements=WILD))
+@settings(deadline=None, max_examples=60)
+def test_row_and_batch(three: Built, windows: NDArray[np.float32]) -> None:
+    """A window alone gives the bits that it gives in a batch, by either build."""
+    assert_one_and_the_same(three, windows)
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 70), st.just(1), st.just(LENGTH)), elements=WILD))
+@settings(deadline=None, max_examples=60)
+def test_row_and_batch_of_one_channel(one: Built, windows: NDArray[np.float32]) -> None:
     """A lone channel is no exception."""
-    alone = np.concatenate([run(one, window[None]) for window in windows])
-    np.testing.assert_array_equal(alone.view(np.uint32), run(one, windows).view(np.uint32))
+    assert_one_and_the_same(one, windows)
 
 
-@pytest.mark.parametrize(("channels", "length"), [(1, 60), (1, 61), (2, 13), (5, 7), (8, 60), (3, 2)])
+@pytest.mark.parametrize(("channels", "length"), [(1, 60), (1, 61), (2, 13), (5, 7), (8, 60), (3, 3), (2, 300)])
 def test_row_and_batch_of_any_shape(channels: int, length: int) -> None:
     """Vector widths and memory addresses leave no trace, on any shape and with several threads."""
-    of = recipe([{"metric": f"m{index}"} for index in range(channels)], length)
-    windows = np.random.default_rng(7).lognormal(0, 3, (2_001, channels, length)).astype(np.float32)
+    of = recipe([{"metric": f"m{i}"} for i in range(channels)], length, OF_ONE if channels == 1 else OF_CHANNELS)
+    windows = np.random.default_rng(7).lognormal(0, 3, (131, channels, length)).astype(np.float32)
     windows[np.random.default_rng(8).random(windows.shape) < 0.1] = np.nan
-    graph = onnxruntime.InferenceSession(feature_graph(of)[0].SerializeToString())
-    alone = np.concatenate([run(graph, window[None]) for window in windows])
-    np.testing.assert_array_equal(alone.view(np.uint32), run(graph, windows).view(np.uint32))
+    windows[::13, :, ::3] = 0.0
+    windows[::13, :, ::4] = -0.0
+    assert_one_and_the_same(Built(of, threads=2), windows)
 
 
-def test_nothing_there(three: onnxruntime.InferenceSession) -> None:
-    """A window without a single value has no features but NaN."""
-    assert np.isnan(run(three, np.full((2, 3, LENGTH), np.nan, dtype=np.float32))).all()
+def test_nothing_there(three: Built) -> None:
+    """A window without a single value has no features but NaN, and the count says so."""
+    empty = three.run(np.full((2, 3, LENGTH), np.nan, dtype=np.float32))
+    counts = np.array([name.endswith(".count") for name in three.names])
+    assert np.isnan(empty[:, ~counts]).all()
+    assert (empty[:, counts] == 0).all()
 
 
-def test_frozen_run_only_as_long_as_declared(three: onnxruntime.InferenceSession) -> None:
+def test_frozen_run_only_as_long_as_declared() -> None:
     """Three equal values go where three are declared, and two stay."""
     window = np.array([[[1, 1, 1, 2, 3, 3], [1, 2, 3, 4, 5, 6], [0.2, 0.2, 0.2, 0.2, 0.2, 0.2]]], dtype=np.float32)
-    features = dict(zip(feature_graph(recipe(CHANNELS))[1], run(three, window)[0].tolist(), strict=True))
+    short = Built(recipe(CHANNELS, 6))
+    features = dict(zip(short.names, short.run(window)[0].tolist(), strict=True))
     assert features["a.min"] == 2
     assert features["a.mean"] == pytest.approx(8 / 3)
     assert features["b.slope"] == 1
     assert features["c.std"] == 0
 
 
-def test_names(three: onnxruntime.InferenceSession) -> None:
+def test_time_of_day_and_week() -> None:
+    """Sine and cosine of the time at which the last step begins, to five minutes."""
+    moment = datetime(2026, 11, 25, 18, 7, tzinfo=UTC)  # a Wednesday
+    since_monday = (moment - datetime(2026, 11, 23, tzinfo=UTC)).total_seconds()
+    steps = np.arange(-1, 1) * 60 + since_monday
+    windows = np.stack([[1, 2], steps]).astype(np.float32)[None]
+    built = Built(recipe([{"metric": "a"}], 2, ("calendar", "level")))
+    assert_one_and_the_same(built, np.repeat(windows, 3, axis=0))
+    features = dict(zip(built.names, built.run(windows)[0].tolist(), strict=True))
+    day, week = (18 * 60 + 5) / 1440, (2 * 1440 + 18 * 60 + 5) / 10080
+    assert features["time.day_sin"] == pytest.approx(math.sin(2 * math.pi * day), abs=1e-6)
+    assert features["time.day_cos"] == pytest.approx(math.cos(2 * math.pi * day), abs=1e-6)
+    assert features["time.week_sin"] == pytest.approx(math.sin(2 * math.pi * week), abs=1e-6)
+    assert features["time.week_cos"] == pytest.approx(math.cos(2 * math.pi * week), abs=1e-6)
+    assert features["a.last"] == 2
+
+
+def test_names(three: Built) -> None:
     """Every column has a name, a channel's after its metric."""
-    names = feature_graph(recipe(CHANNELS))[1]
-    assert len(names) == three.get_outputs()[0].shape[1] == len(set(names))
-    assert names[:4] == ("a.last", "b.last", "c.last", "a.mean")
+    assert len(three.names) == three.graph.get_outputs()[0].shape[1] == len(set(three.names))
+    assert three.names[:4] == ("a.count", "b.count", "c.count", "a.last")
+    assert {"a.q90", "b.median", "c.slope", "a~c.corr", "a.band4", "a.acf2"} <= set(three.names)
+
+
+@pytest.mark.parametrize(
+    ("channels", "length", "family", "message"),
+    [(2, 2, "crossings", "at least 3 steps, got 2"), (1, 9, "cross_channel", "pairs 2 to 16 channels, got 1")],
+)
+def test_families_that_do_not_fit(channels: int, length: int, family: str, message: str) -> None:
+    """A recipe that asks for the impossible says so."""
+    with pytest.raises(ValueError, match=message):
+        recipe([{"metric": f"m{index}"} for index in range(channels)], length, (family,))

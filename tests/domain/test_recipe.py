@@ -47,7 +47,7 @@ def test_wind_farm() -> None:
     [
         ("channels:", "chanels:", "channels:", "unknown key `chanels`; did you mean `channels`?"),
         ("frozen_steps: 3", "frozen_step: 3", "wind_speed", "unknown key `frozen_step` in `channels.0`; did you mean"),
-        ("[level, spread, trend]", "[level, spraed]", "features:", "input should be 'level', 'spread' or 'trend'"),
+        ("[level, spread, trend]", "[level, spraed]", "features:", "input should be 'presence', 'level', 'spread'"),
         ("metric: wind_direction", "metric: wind_speed", "channels:", "given twice: `wind_speed`"),
         ("metric: active_power", "metric: wind_speed", "target:", "a model must not read what it predicts"),
         ("test_until: 2016", "test_until: 2014", "test_until", "expected a time after train_until"),

@@ -1,10 +1,14 @@
 """Training and serving cut the same windows: the whole history at once, or as readings arrive."""
 
+from datetime import UTC, datetime
+
+import msgspec
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldloop.domain.windows import WindowSpec, WindowStream, device_history, on_time, window_hash
+from fieldloop.domain.grid import DeviceGrid
+from fieldloop.domain.windows import WindowSpec, WindowStream, cut, device_history, on_time, window_hash
 
 STEP = 600_000_000
 
@@ -32,14 +36,15 @@ def arrivals(draw):
     st.integers(1, 4),
     st.sampled_from([0, 0.5, 2]),
     st.sampled_from([("mean", "last"), ("sum", "count"), ("min", "max")]),
+    st.booleans(),
     st.data(),
 )
-def test_stream_gives_bit_for_bit_the_windows_of_the_history(readings, length, grace, rules, data):
+def test_stream_gives_bit_for_bit_the_windows_of_the_history(readings, length, grace, rules, clock, data):
     """However the messages are batched and the stream is interrupted, edge windows equal training windows."""
-    wanted = spec(length, grace, rules)
+    wanted = msgspec.structs.replace(spec(length, grace, rules), clock=clock)
     channel, event_us, value, message = readings
     grid, rows = device_history(channel, event_us, value, message, wanted)
-    expected = grid.windows(length, rows)
+    expected = cut(grid, rows, length, STEP, clock)
 
     stream, ends, values = WindowStream(wanted), [], []
     position = 0
@@ -80,6 +85,13 @@ def test_window_spans_gaps_with_nan():
     assert np.isnan(windows[0, :2]).all()
     assert windows[0, 2] == 3
     assert windows[1, 1:].tolist() == [3, 4]
+
+
+def test_clock_counts_the_seconds_of_the_week():
+    """The last row says when each step begins, also where the device was silent; weeks begin on Monday, UTC."""
+    monday = int(datetime(2026, 11, 23, tzinfo=UTC).timestamp()) * 1_000_000 // STEP
+    grid = DeviceGrid(np.array([monday - 2, monday + 1]), np.ones((1, 2), dtype=np.float32))
+    assert cut(grid, np.array([1]), 4, STEP, clock=True)[0, 1].tolist() == [7 * 86400 - 1200, 7 * 86400 - 600, 0, 600]
 
 
 def test_hash_differs_when_one_bit_does():

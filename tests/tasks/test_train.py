@@ -138,13 +138,13 @@ def test_chunks_give_the_bits_of_single_windows(
     settings: FarmSettings, trained: tuple[Training, list[CandidateResult]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tree ensemble's graph over many windows in odd chunks and side by side is the graph over each alone."""
-    monkeypatch.setattr("tasks.examples._RUN_WINDOWS", 37)
+    monkeypatch.setattr("tasks.examples.CHUNK_VALUES", 37 * 3 * 6)
     training, results = trained
     graph = registry.run_graph(settings, results[0].run_id)
     found = read(Lake(settings), load_recipe(settings.root, NAME), training.versions)
     chosen = found.chosen("test")[::7]
     session = session_of(graph)
-    alone = [session.run(None, {"window": window[None]})[0] for cut in found.windows(chosen) for window in cut]
+    alone = [session.run(None, {"window": window[None]})[0] for window in found.windows(chosen)]
     np.testing.assert_array_equal(apply(graph, found, chosen), np.concatenate(alone))
 
 

@@ -1,4 +1,4 @@
-"""Order statistics, by linear interpolation between the two nearest values (Hyndman and Fan's type 7, NumPy's default)."""
+"""Order statistics, interpolated between the two nearest values (Hyndman and Fan's type 7, NumPy's default)."""
 
 from typing import Final
 

@@ -12,7 +12,7 @@ from fieldloop.domain.features.columns import Columns, per_channel
 
 
 def spectrum(window: Cleaned) -> list[Columns]:
-    """Return each octave's share of the variance: `band1` one cycle a window, `band2` two to three, `band4` four to seven.
+    """Return each octave's share of the variance: `band1` one cycle a window, `band2` two to three, `band4` to seven.
 
     Of the deviations from the mean, 0 in gaps, without a taper; NaN where nothing varies. `DFT` transforms each channel
     of each window by itself.
@@ -31,7 +31,7 @@ def octaves(length: int) -> tuple[int, ...]:
 
 
 def _power(window: Cleaned) -> Var:
-    """[T // 2 + 1, N, C] squared amplitudes; each frequency but the highest of an even T stands for its negative too."""
+    """[T // 2 + 1, N, C] squared amplitudes; each but the highest of an even T stands for its negative too."""
     real = op.unsqueeze(window.deviation, op.const(np.array([3], dtype=np.int64)))
     amplitude = op.dft(real, axis=0, onesided=1)
     both = op.reduce_sum(op.mul(amplitude, amplitude), op.const(np.array([3], dtype=np.int64)), keepdims=0)

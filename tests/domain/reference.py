@@ -1,0 +1,77 @@
+"""The features once more, in NumPy, a channel of one window at a time, as a textbook has them."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Window = NDArray[np.float64]
+Channel = dict[str, object]
+
+
+def features(window: NDArray[np.float32], channels: list[Channel]) -> dict[str, float]:
+    """All features of one window [C, T]."""
+    rows = [masked(row, channel) for row, channel in zip(window, channels, strict=True)]
+    names = [str(channel["metric"]) for channel in channels]
+    with np.errstate(all="ignore"):
+        found = {
+            f"{name}.{key}": value for name, row in zip(names, rows, strict=True) for key, value in one(row).items()
+        }
+        for (a, x), (b, y) in combinations(zip(names, rows, strict=True), 2):
+            found[f"{a}~{b}.corr"] = correlation(x, y)
+    return found
+
+
+def masked(row: NDArray[np.float32], channel: Channel) -> Window:
+    """The values with NaN where they are out of range, infinite or frozen."""
+    values = row.tolist()
+    lowest, highest = (float(np.float32(bound)) for bound in channel.get("valid", (-math.inf, math.inf)))  # type: ignore[attr-defined]
+    frozen: set[int] = set()
+    steps = channel.get("frozen_steps")
+    if isinstance(steps, int):
+        for start in range(len(values) - steps + 1):
+            if all(value == values[start] for value in values[start : start + steps]):
+                frozen.update(range(start, start + steps))
+    kept = [math.isfinite(v) and lowest <= v <= highest and step not in frozen for step, v in enumerate(values)]
+    return np.where(kept, values, np.nan)
+
+
+def one(x: Window) -> dict[str, float]:
+    """The features of one channel; NaN for all that needs a value where there is none."""
+    there = np.flatnonzero(~np.isnan(x))
+    v = x[there]
+    if not len(v):
+        return {"count": 0.0}
+    d = np.diff(x)
+    pairs = np.count_nonzero(~np.isnan(d))
+    power = np.abs(np.fft.rfft(np.nan_to_num(x - v.mean()))) ** 2 * 2
+    power[-1] /= 2 if len(x) % 2 == 0 else 1
+    dev = np.nan_to_num(x - v.mean())
+    octaves = [2**k for k in range((len(x) // 2).bit_length())]
+    return {
+        "count": len(v), "last": x[-1], "mean": v.mean(), "min": v.min(), "max": v.max(),
+        "rms": math.sqrt(np.mean(v**2)), "std": v.std(), "range": np.ptp(v),
+        **{name: np.quantile(v, q) for name, q in QUANTILES.items()},
+        "skew": np.mean((v - v.mean()) ** 3) / v.std() ** 3,
+        "kurtosis": np.mean((v - v.mean()) ** 4) / v.var() ** 2 - 3,
+        "slope": np.polyfit(there, v, 1)[0] if len(v) > 1 else math.nan, "delta": d[-1],
+        **({} if not pairs else {
+            "diff_mean": np.nanmean(np.abs(d)), "diff_max": np.nanmax(np.abs(d)),
+            "diff_rms": math.sqrt(np.nanmean(d**2)),
+            "mean_crossings": np.count_nonzero(dev[1:] * dev[:-1] < 0) / pairs,
+            "turns": np.count_nonzero(d[1:] * d[:-1] < 0) / pairs,
+        }),
+        **{f"acf{k}": np.sum(dev[k:] * dev[:-k]) / np.sum(dev**2) for k in (1, 2, 4, 8, 16) if k <= len(x) // 2},
+        **{f"band{low}": power[low : 2 * low].sum() / power[1:].sum() for low in octaves},
+    }  # fmt: skip
+
+
+def correlation(x: Window, y: Window) -> float:
+    """Of deviations from each channel's own mean, over the steps at which both are there."""
+    dx, dy = (values - (np.nanmean(values) if (~np.isnan(values)).any() else 0) for values in (x, y))
+    both = ~np.isnan(dx) & ~np.isnan(dy)
+    return float(np.sum(dx[both] * dy[both]) / math.sqrt(np.sum(dx[both] ** 2)) / math.sqrt(np.sum(dy[both] ** 2)))
+
+
+QUANTILES = {"q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9}
