@@ -10,7 +10,7 @@ Great Expectations on pandas: NaN is missing, and a comparison with a missing va
 
 `engine` is what Great Expectations drives, `datasource` what people configure, `registration` the list of what is
 supported, `metrics` how each is computed, `conditions`, `domain` and `literals` what expressions are made of, `plans`
-how they are run together.
+how they are run together. `groups` counts unexpected rows by a column, `workbench` is a context in memory.
 """
 
 from expectations.polars_engine.datasource import PolarsDataFrameAsset, PolarsDatasource

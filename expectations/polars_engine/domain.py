@@ -4,7 +4,7 @@ import functools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 from great_expectations.expectations.row_conditions import Condition, deserialize_row_condition
@@ -13,6 +13,8 @@ from polars.datatypes import DataType
 from expectations.polars_engine.conditions import mask
 from expectations.polars_engine.errors import UnknownColumnError, UnsupportedError
 from expectations.polars_engine.masks import Masks
+
+OTHER_TABLE: Final = "expect_table_row_count_to_equal_other_table"
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,11 @@ def parse_domain(keywords: Mapping[str, Any], schema: pl.Schema, masks: Masks) -
 
     Raises:
         UnknownColumnError: the data lacks one of its columns.
-        UnsupportedError: the row condition is text in another engine's language, or `ignore_row_if` is unknown.
+        UnsupportedError: it is another table's, the row condition is text in another engine's language, or
+            `ignore_row_if` is unknown.
     """
+    if keywords.get("table"):
+        raise UnsupportedError(f"{OTHER_TABLE} is not supported on Polars, where a batch is one frame; compare heights")
     columns = _columns(keywords)
     for column in columns:
         require(column, schema)

@@ -16,6 +16,7 @@ from great_expectations.expectations import registry
 from great_expectations.expectations.metrics.metric_provider import MetricProvider
 from great_expectations.validator.metric_configuration import MetricConfiguration
 
+from expectations.polars_engine.domain import OTHER_TABLE
 from expectations.polars_engine.errors import UnsupportedError
 from expectations.polars_engine.metrics import aggregates, maps, table
 from expectations.polars_engine.plans import Builder
@@ -66,12 +67,20 @@ VALUES: Final[Mapping[str, Builder]] = MappingProxyType(
         "column.sum": aggregates.total,
         "column.unique_proportion": aggregates.unique_share,
         "table.column_count": table.column_count,
-        "table.column_types": table.column_types,
         "table.columns": table.columns,
         "table.row_count": table.row_count,
     }
 )
 
+# What expectations ask for without saying so in their classes.
+_UNSAID: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "expect_column_kl_divergence_to_be_less_than": ("column.value_counts", "column.partition", "column.histogram"),
+        "expect_column_values_to_be_in_type_list": ("table.column_types",),
+        "expect_column_values_to_be_of_type": ("table.column_types",),
+        OTHER_TABLE: ("table.row_count of another table",),
+    }
+)
 _COUNT: Final = "unexpected_count"
 _OF_ROWS: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
     {
@@ -194,7 +203,8 @@ def _expectations_on(metric: str) -> list[str]:
 
 
 def _metrics_of(expectation: str) -> tuple[str, ...]:
-    """Return the metrics and questions that an expectation says it needs."""
+    """Return the metrics and questions that an expectation needs."""
     known = registry.get_expectation_impl(expectation)
     question = getattr(known, "map_metric", None)
-    return (question,) if question else tuple(getattr(known, "metric_dependencies", ()))
+    said = (question,) if question else tuple(getattr(known, "metric_dependencies", ()))
+    return (*said, *_UNSAID.get(expectation, ()))

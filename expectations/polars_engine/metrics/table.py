@@ -17,8 +17,3 @@ def columns(request: Request) -> Plan:
 def column_count(request: Request) -> Plan:
     """Return how many columns there are."""
     return known(len(request.batch.schema))
-
-
-def column_types(request: Request) -> Plan:
-    """Return the columns' names and types, as Polars writes them."""
-    return known([{"name": name, "type": str(dtype)} for name, dtype in request.batch.schema.items()])

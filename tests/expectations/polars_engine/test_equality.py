@@ -5,10 +5,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+from great_expectations.expectations import registry
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.expectations.polars_engine.twins import Both, Expectations, Outcome
+from expectations.polars_engine import supported_expectations
+from tests.expectations.polars_engine.twins import Both, Contexts, Expectations, Outcome
 
 NAN, INF = float("nan"), float("inf")
 START = datetime(2024, 3, 31, tzinfo=UTC)
@@ -135,6 +137,11 @@ VALUES: list[tuple[str, dict[str, Any]]] = [
     ("expect_column_distinct_values_to_equal_set", {"column": "device", "value_set": ["a", "b", "c", "d"]}),
     ("expect_column_distinct_values_to_equal_set", {"column": "rank", "value_set": [1, 2, 99]}),
     ("expect_column_most_common_value_to_be_in_set", {"column": "device", "value_set": ["a"]}),
+    ("expect_column_distinct_values_to_contain_set", {"column": "device", "value_set": ["a", "c"]}),
+    ("expect_column_median_to_be_between", {"column": "number", "min_value": 2}),
+    ("expect_column_stdev_to_be_between", {"column": "number", "min_value": 10}),
+    ("expect_column_proportion_of_non_null_values_to_be_between", {"column": "number", "min_value": 0.8}),
+    ("expect_column_proportion_of_non_null_values_to_be_between", {"column": "rank", "min_value": 1}),
     ("expect_table_row_count_to_be_between", {"min_value": 3}),
     ("expect_table_row_count_to_equal", {"value": 8}),
 ]
@@ -148,7 +155,9 @@ TABLE: Expectations = [
     ("expect_table_columns_to_match_set", {"column_set": ["device", "number"], "exact_match": False}),
     ("expect_table_columns_to_match_set", {"column_set": ["device", "nowhere"]}),
     ("expect_table_column_count_to_equal", {"value": 8}),
+    ("expect_table_column_count_to_equal", {"value": 7}),
     ("expect_table_column_count_to_be_between", {"max_value": 3}),
+    ("expect_table_column_count_to_be_between", {"min_value": 8, "max_value": 8}),
 ]
 
 
@@ -181,6 +190,60 @@ def _shown(outcome: Outcome) -> Any:
 def test_every_expectation_ends_as_on_pandas(both: Both, frame: str, lazy: bool) -> None:
     """Values, missing values, NaN, no rows, no values at all, and a zone that changes its hour."""
     same(both(FRAMES[frame], [*MAPS, *VALUES, *TABLE], lazy=lazy))
+
+
+def test_every_supported_expectation_is_compared_met_and_unmet(contexts: Contexts) -> None:
+    """What the engine declares as supported has a case above, and cases that pass and that fail."""
+    verdicts: dict[str, set[bool]] = {name: set() for name in supported_expectations()}
+    cases = [*MAPS, *VALUES, *TABLE]
+    for frame in FRAMES.values():
+        for (name, _), outcome in zip(cases, contexts.run("polars", frame, cases, "BOOLEAN_ONLY"), strict=True):
+            verdicts[name].add(outcome["success"])
+    assert {name: found for name, found in verdicts.items() if found != {True, False}} == {}
+
+
+UNSUPPORTED: dict[str, dict[str, Any]] = {
+    "expect_column_kl_divergence_to_be_less_than": {
+        "column": "device",
+        "partition_object": {"values": ["a", "b"], "weights": [0.5, 0.5]},
+        "threshold": 0.1,
+    },
+    "expect_column_type_to_be": {"column": "number", "type_": "float64"},
+    "expect_column_value_z_scores_to_be_less_than": {"column": "number", "threshold": 3, "double_sided": True},
+    "expect_column_values_to_be_dateutil_parseable": {"column": "text"},
+    "expect_column_values_to_be_in_type_list": {"column": "number", "type_list": ["float64"]},
+    "expect_column_values_to_be_json_parseable": {"column": "text"},
+    "expect_column_values_to_be_of_type": {"column": "number", "type_": "float64"},
+    "expect_column_values_to_match_json_schema": {"column": "text", "json_schema": {}},
+    "expect_column_values_to_match_like_pattern": {"column": "text", "like_pattern": "a%"},
+    "expect_column_values_to_match_like_pattern_list": {"column": "text", "like_pattern_list": ["a%"]},
+    "expect_column_values_to_match_strftime_format": {"column": "text", "strftime_format": "%Y"},
+    "expect_column_values_to_not_be_outliers": {"column": "number"},
+    "expect_column_values_to_not_match_like_pattern": {"column": "text", "like_pattern": "a%"},
+    "expect_column_values_to_not_match_like_pattern_list": {"column": "text", "like_pattern_list": ["a%"]},
+    "expect_query_results_to_match_comparison": {
+        "base_query": "select 1",
+        "comparison_data_source_name": "polars",
+        "comparison_query": "select 1",
+    },
+    "expect_table_row_count_to_equal_other_table": {"other_table_name": "other"},
+    "unexpected_rows_expectation": {"unexpected_rows_query": "select * from {batch}"},
+}
+
+
+def test_every_other_expectation_is_refused_by_name(contexts: Contexts) -> None:
+    """All that Great Expectations has of its own and that is not supported, at once: each its own clear error."""
+    core = {
+        name
+        for name in registry.list_registered_expectation_implementations()
+        if registry.get_expectation_impl(name).__module__.startswith("great_expectations.")
+    }
+    assert set(UNSUPPORTED) == core - set(supported_expectations())
+    outcomes = contexts.run("polars", FULL, list(UNSUPPORTED.items()), "SUMMARY")
+    for name, outcome in zip(UNSUPPORTED, outcomes, strict=True):
+        assert name in outcome["error"]
+        assert "not supported on Polars" in outcome["error"]
+        assert not outcome["success"]
 
 
 CONDITIONS: dict[str, Any] = {
