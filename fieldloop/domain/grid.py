@@ -4,14 +4,19 @@ Only steps in which the device reported are kept, so a device that was silent fo
 as if every step were there: missing steps are NaN.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from fieldloop.domain.profile import GridRule
+
+_REDUCE: Mapping[GridRule, np.ufunc] = MappingProxyType(
+    {"mean": np.add, "sum": np.add, "min": np.minimum, "max": np.maximum}
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,16 @@ def to_grid(
         for rule in set(rules):
             _fill(values, rule, rule_of == rule, value[order], starts, cell)
     return DeviceGrid(steps, values.astype(np.float32))
+
+
+def reduce_cell(values: list[float], rule: GridRule) -> float:
+    """Return what `to_grid` makes of the readings of one cell, in order of their time: the same additions."""
+    if rule == "count":
+        return float(len(values))
+    if rule == "last" or len(values) == 1:
+        return values[-1]
+    reduced = float(_REDUCE[rule].reduceat(np.array(values), [0])[0])
+    return reduced / len(values) if rule == "mean" else reduced
 
 
 def _fill(

@@ -161,7 +161,12 @@ def cut(
     windows = grid.windows(length, rows)
     if not clock:
         return windows
-    steps = grid.steps[rows, None] + np.arange(1 - length, 1)
+    return with_clock(windows, grid.steps[rows], step_us)
+
+
+def with_clock(windows: NDArray[np.float32], ends: NDArray[np.int64], step_us: int) -> NDArray[np.float32]:
+    """Add the row of the clock to windows float32 [N, C, T] whose last steps are `ends` ([N])."""
+    steps = ends[:, None] + np.arange(1 - windows.shape[2], 1)
     seconds = (steps * step_us - MONDAY_US) % WEEK_US // 1_000_000
     return np.concatenate([windows, seconds.astype(np.float32)[:, None, :]], axis=1)
 
@@ -171,125 +176,6 @@ def window_hash(values: NDArray[np.float32]) -> NDArray[np.uint64]:
     data = np.ascontiguousarray(np.where(np.isnan(values), np.float32(np.nan), values), dtype="<f4")
     digests = b"".join(hashlib.blake2b(window.tobytes(), digest_size=HASH_BYTES).digest() for window in data)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
-
-
-class _State(msgspec.Struct, frozen=True):
-    """What a stream must remember, as plain bytes (little endian)."""
-
-    watermark_us: int
-    first_step: int | None
-    next_step: int
-    channel: bytes
-    event_us: bytes
-    value: bytes
-    steps: bytes
-    grid: bytes
-
-
-class WindowStream:
-    """The windows of one device as its readings arrive, in any batches."""
-
-    def __init__(self, spec: WindowSpec) -> None:
-        self._spec = spec
-        self._watermark_us = NEVER_US
-        self._first_step: int | None = None
-        self._next_step = NEVER_US
-        self._channel = np.zeros(0, dtype=np.int64)
-        self._event_us = np.zeros(0, dtype=np.int64)
-        self._value = np.zeros(0, dtype=np.float64)
-        self._past = DeviceGrid(np.zeros(0, dtype=np.int64), np.zeros((len(spec.channels), 0), dtype=np.float32))
-
-    def push(
-        self,
-        channel: NDArray[np.int64],
-        event_us: NDArray[np.int64],
-        value: NDArray[np.float64],
-        message: NDArray[np.int64],
-    ) -> Windows:
-        """Take readings in order of arrival and return the windows that they complete.
-
-        Args:
-            channel: [N] int64, row in the window, -1 for metrics that it does not read (they move the watermark).
-            event_us: [N] int64, UTC microseconds.
-            value: [N] float64, canonical unit.
-            message: [N] int64, never decreasing; readings of one message arrive together.
-        """
-        if not len(event_us):
-            return self._none()
-        if self._first_step is None:
-            self._first_step = int(event_us[message == message[0]].min()) // self._spec.step_us
-            self._next_step = self._first_step
-        timely, self._watermark_us = on_time(event_us, message, self._spec, self._watermark_us)
-        timely &= (channel >= 0) & (event_us // self._spec.step_us >= self._next_step)
-        self._remember(channel[timely], event_us[timely], value[timely])
-        return self._close()
-
-    def state(self) -> bytes:
-        """Return all that `restore` needs to go on, as msgpack."""
-        return msgspec.msgpack.encode(
-            _State(
-                self._watermark_us,
-                self._first_step,
-                self._next_step,
-                self._channel.astype("<i8").tobytes(),
-                self._event_us.astype("<i8").tobytes(),
-                self._value.astype("<f8").tobytes(),
-                self._past.steps.astype("<i8").tobytes(),
-                self._past.values.astype("<f4").tobytes(),
-            )
-        )
-
-    @classmethod
-    def restore(cls, spec: WindowSpec, state: bytes) -> "WindowStream":
-        """Return the stream whose `state` this was; the specification must be the same.
-
-        Raises:
-            msgspec.DecodeError: the bytes are not a stream's state.
-        """
-        saved = msgspec.msgpack.decode(state, type=_State)
-        stream = cls(spec)
-        stream._watermark_us, stream._first_step, stream._next_step = (
-            saved.watermark_us,
-            saved.first_step,
-            saved.next_step,
-        )
-        stream._channel = np.frombuffer(saved.channel, dtype="<i8").astype(np.int64)
-        stream._event_us = np.frombuffer(saved.event_us, dtype="<i8").astype(np.int64)
-        stream._value = np.frombuffer(saved.value, dtype="<f8").astype(np.float64)
-        steps = np.frombuffer(saved.steps, dtype="<i8").astype(np.int64)
-        grid = np.frombuffer(saved.grid, dtype="<f4").astype(np.float32).reshape(len(spec.channels), len(steps))
-        stream._past = DeviceGrid(steps, grid)
-        return stream
-
-    def _remember(self, channel: NDArray[np.int64], event_us: NDArray[np.int64], value: NDArray[np.float64]) -> None:
-        """Add readings to the open steps; of a reading sent twice the first counts."""
-        channel = np.append(self._channel, channel)
-        event_us = np.append(self._event_us, event_us)
-        value = np.append(self._value, value)
-        first = first_of_each(channel, event_us)
-        self._channel, self._event_us, self._value = channel[first], event_us[first], value[first]
-
-    def _close(self) -> Windows:
-        spec = self._spec
-        until = closed_before(self._watermark_us, spec)
-        done = self._event_us // spec.step_us < until
-        self._next_step = max(self._next_step, until)
-        if not done.any() or self._first_step is None:
-            return self._none()
-        fresh = to_grid(self._channel[done], self._event_us[done], self._value[done], spec.rules, spec.step_us)
-        self._channel, self._event_us, self._value = self._channel[~done], self._event_us[~done], self._value[~done]
-        grid = DeviceGrid(
-            np.append(self._past.steps, fresh.steps), np.concatenate([self._past.values, fresh.values], axis=1)
-        )
-        rows = window_rows(grid, len(spec.channels), self._first_step, spec.length)
-        rows = rows[rows >= len(self._past.steps)]
-        recent = grid.steps > grid.steps[-1] - spec.length
-        self._past = DeviceGrid(grid.steps[recent], grid.values[:, recent])
-        values = cut(grid, rows, spec.length, spec.step_us, spec.clock)
-        return Windows(grid.steps[rows] * spec.step_us, values)
-
-    def _none(self) -> Windows:
-        return Windows(np.zeros(0, dtype=np.int64), np.zeros((0, self._spec.rows, self._spec.length), dtype=np.float32))
 
 
 def first_of_each(channel: NDArray[np.int64], event_us: NDArray[np.int64]) -> NDArray[np.int64]:

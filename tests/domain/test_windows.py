@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldloop.domain.grid import DeviceGrid
-from fieldloop.domain.windows import WindowSpec, WindowStream, cut, device_history, on_time, window_hash
+from fieldloop.domain.stream import WindowStream
+from fieldloop.domain.windows import WindowSpec, cut, device_history, on_time, window_hash
 
 STEP = 600_000_000
 

@@ -14,7 +14,8 @@ from fieldloop.domain.harmonize import harmonize
 from fieldloop.domain.predictions import pack
 from fieldloop.domain.readings import Messages
 from fieldloop.domain.recipe import load_recipe
-from fieldloop.domain.windows import Windows, WindowStream, window_hash
+from fieldloop.domain.stream import WindowStream
+from fieldloop.domain.windows import Windows, window_hash
 from fieldloop.stores import fleet
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
