@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldloop.domain.alerts import Limits
 from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.windows import WindowSpec
@@ -39,6 +40,18 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(hashlib.sha256(data).hexdigest(), len(data))
 
 
+class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a release may take of a gateway; None sets no limit.
+
+    Attributes:
+        memory_bytes: resident memory of the agent that runs it.
+        latency_s: seconds that its graph takes for one window, at the 99th percentile.
+    """
+
+    memory_bytes: int | None = None
+    latency_s: float | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a release is, where it comes from and what proves that it runs.
 
@@ -60,6 +73,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         lineage: where the model comes from: table versions and the like, by name.
         created_at: when the version was registered, ISO 8601 UTC.
         schema: version of this structure.
+        budget: what it may take of a gateway.
+        alerts: beyond which a prediction is an alert; None where none is.
     """
 
     recipe: str
@@ -79,6 +94,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lineage: dict[str, str]
     created_at: str
     schema: int = SCHEMA
+    budget: Budget = Budget()
+    alerts: Limits | None = None
 
 
 @dataclass(frozen=True)

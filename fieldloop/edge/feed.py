@@ -8,22 +8,26 @@ anything new: it is collected up to the first new message, and put into order.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
-BATCH: Final = 256  # messages a pull
-BATCH_BYTES: Final = 16 << 20  # payload bytes a pull
+from fieldloop.domain.errors import ServiceError
+from fieldloop.edge.link import Link, Message
+
+BATCH: Final = 1024  # messages a pull; the next is asked for when half have come, so that nothing waits for it
+BATCH_BYTES: Final = 16 << 20  # payload bytes a pull; above the broker's largest message
+TAKE: Final = 256  # messages dealt with at once
 EXPIRES_S: Final = 5.0  # a pull without messages ends after it
 SETTLE_S: Final = 0.5  # what is open comes again without longer pauses
 OVERDUE_S: Final = 2.0  # a pull of which nothing was heard so long after its end was lost
 MARGIN_S: Final = 1.0  # the broker's timer for redelivery may be late
-EXPIRED: Final = "408"  # the status of a pull whose time is over
+RETRY_S: Final = 0.5  # after the broker has refused a pull
+_GOES_ON: Final = ("408", "409")  # statuses of a pull that ended as pulls do
 _REPLY_TOKENS: Final = 9  # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<ns>.<pending>
 
 
@@ -41,13 +45,17 @@ class Position(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Delivery:
-    """One message of a device, the subject that acknowledges it and all before, and whether it was delivered before."""
+    """One message of a device, the subject that acknowledges it and all before, and whether it was delivered before.
+
+    `received` is when it came here: monotonic clock, seconds.
+    """
 
     device: str
     payload: bytes
     position: Position
     reply: str
     again: bool = False
+    received: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,29 +70,34 @@ class Batch:
 class Feed:
     """Pulls messages from stream `readings` through the consumer that bears the target's name."""
 
-    def __init__(self, client: Client, target: str, redelivery_s: float) -> None:
-        self._client = client
-        self._target = target
+    eager = False  # the broker holds as much unacknowledged as it takes
+
+    def __init__(self, link: Link, target: str, redelivery_s: float) -> None:
+        self._link = link
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.readings.{target}"
         self._redelivery_s = redelivery_s
-        self._queue: asyncio.Queue[Msg] = asyncio.Queue()
-        self._subscription: Subscription | None = None
+        self._queue: deque[Delivery] = deque()
+        self._arrived = asyncio.Event()
+        self._subscription: int | None = None
         self._inbox = ""
-        self._wanted = 0
-        self._lost_at = 0.0
+        self._asked = 0  # pulls, over all time
+        self._pulls: dict[str, _Pull] = {}  # those that are open, oldest first, by the subject of their status
+        self._refused_at = -RETRY_S
         self._rebased = False
-        self._connection = 0
+        link.at_end(self._arrived.set)
 
     async def take(self, position: Position, wait_s: float) -> Batch | None:
         """Wait for the next messages after `position`; None where none come in time.
 
         Raises:
             OutOfOrder: a hole or a disorder shows: `drop`, wait `rest_s`, then take again.
+            ServiceError: the connection has ended.
         """
         if self._rebased:
             deliveries = await self._collect(wait_s)
             self._rebased = not deliveries
             return _batch(deliveries, put_in_order(position, deliveries), position) if deliveries else None
-        deliveries = [_delivery(message) for message in await self._receive(wait_s)]
+        deliveries = await self._receive(wait_s)
         return _batch(deliveries, in_order(position, deliveries), position) if deliveries else None
 
     async def close(self, position: Position) -> Batch | None:
@@ -92,73 +105,101 @@ class Feed:
 
         Raises:
             OutOfOrder: see `take`.
+            ServiceError: the connection has ended.
         """
         if self._subscription is None:
             return None
-        await self._subscription.drain()  # type: ignore[no-untyped-call]
-        self._subscription, self._wanted = None, 0
-        deliveries = [_delivery(message) for message in self._drain() if not _status(message)]
+        self._link.stop(self._subscription)
+        self._subscription = None
+        await self._link.flush()
+        deliveries = list(self._queue)
+        self._queue.clear()
         return _batch(deliveries, in_order(position, deliveries), position) if deliveries else None
 
-    async def drop(self) -> None:
+    def drop(self) -> None:
         """Forget what came; the caller then waits `rest_s` before it takes again."""
-        subscription, self._subscription = self._subscription, None
-        self._wanted, self._rebased = 0, True
-        if subscription is not None:
-            await subscription.unsubscribe()
+        if self._subscription is not None:
+            self._link.unsubscribe(self._subscription)
+        self._subscription, self._rebased = None, True
+        self._queue.clear()
+        self._pulls.clear()
+
+    def end(self) -> None:
+        """Close the connection."""
+        self._link.close()
 
     @property
     def rest_s(self) -> float:
         """Seconds after which the broker delivers again what was not acknowledged."""
         return self._redelivery_s + MARGIN_S
 
-    async def acknowledge(self, batch: Batch) -> None:
-        """Acknowledge a batch and all before it."""
-        await self._client.publish(batch.reply, b"+ACK")
+    def acknowledge(self, reply: str) -> None:
+        """Acknowledge a batch, by its `reply`, and all before it."""
+        self._link.publish(reply, b"+ACK")
 
     async def _collect(self, wait_s: float) -> list[Delivery]:
         """Return all that is delivered again, up to the first new message."""
-        collected = [_delivery(message) for message in await self._receive(wait_s)]
+        collected = await self._receive(wait_s)
         while collected and all(delivery.again for delivery in collected):
-            following = [_delivery(message) for message in await self._receive(SETTLE_S)]
+            following = await self._receive(SETTLE_S)
             if not following:
                 break
             collected += following
         return collected
 
-    async def _receive(self, wait_s: float) -> list[Msg]:
-        await self._pull()
-        try:
-            async with asyncio.timeout(wait_s):
-                first = await self._queue.get()
-        except TimeoutError:
-            return []
-        received = [first, *self._drain()]
-        messages = [message for message in received if not _status(message)]
-        if len(messages) == len(received):
-            self._wanted -= len(messages)
-            return messages
-        self._wanted = 0  # a status ends the pull
-        if not messages and _status(first) != EXPIRED:
-            await asyncio.sleep(wait_s)  # the consumer is away or refuses: no use in asking again at once
-        return messages
+    async def _receive(self, wait_s: float) -> list[Delivery]:
+        self._pull()
+        if not self._queue:
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._arrived.wait()
+        if not self._queue and self._link.closed.is_set():
+            raise ServiceError(self._link.reason)
+        return [self._queue.popleft() for _ in range(min(len(self._queue), TAKE))]
 
-    async def _pull(self) -> None:
-        if self._subscription is None:
-            self._inbox = self._client.new_inbox()
-            self._queue = asyncio.Queue()
-            self._subscription = await self._client.subscribe(self._inbox, cb=self._queue.put)
-        connection = self._client.stats["reconnects"]  # the broker forgets a pull when the connection breaks
-        if connection == self._connection and self._wanted > 0 and time.monotonic() < self._lost_at:
+    def _pull(self) -> None:
+        """Ask for more where less than half a pull is open."""
+        now = time.monotonic()
+        self._pulls = {inbox: pull for inbox, pull in self._pulls.items() if now < pull.lost_at}
+        if sum(pull.wanted for pull in self._pulls.values()) > BATCH // 2 or now < self._refused_at + RETRY_S:
             return
-        self._connection = connection
+        if self._subscription is None:
+            self._inbox = f"{self._link.inbox}.p"
+            self._subscription = self._link.subscribe(f"{self._inbox}.*", self._took)
+        self._asked += 1
+        inbox = f"{self._inbox}.{self._asked}"
+        self._pulls[inbox] = _Pull(BATCH, now + EXPIRES_S + OVERDUE_S)
         request = {"batch": BATCH, "max_bytes": BATCH_BYTES, "expires": int(EXPIRES_S * 1e9)}
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.readings.{self._target}"
-        await self._client.publish(subject, msgspec.json.encode(request), reply=self._inbox)
-        self._wanted, self._lost_at = BATCH, time.monotonic() + EXPIRES_S + OVERDUE_S
+        self._link.publish(self._subject, msgspec.json.encode(request), reply=inbox)
 
-    def _drain(self) -> list[Msg]:
-        return [self._queue.get_nowait() for _ in range(self._queue.qsize())]
+    def _took(self, message: Message) -> None:
+        """Queue a delivery; a status ends the pull that it is about."""
+        status = message.status if message.headers else None
+        if status is None:
+            self._queue.append(_delivery(message))
+            self._count()
+        else:
+            self._pulls.pop(message.subject, None)
+            if status not in _GOES_ON:  # the consumer is away or refuses: no use in asking again at once
+                self._refused_at = time.monotonic()
+        self._arrived.set()
+
+    def _count(self) -> None:
+        """Book a delivery on the oldest pull: the broker serves them in turn."""
+        inbox = next(iter(self._pulls), None)
+        if inbox is not None:
+            self._pulls[inbox].wanted -= 1
+            if self._pulls[inbox].wanted <= 0:
+                del self._pulls[inbox]
+
+
+@dataclass
+class _Pull:
+    """A pull that is open: how many messages may still come of it, and when it counts as lost (monotonic clock)."""
+
+    wanted: int
+    lost_at: float
 
 
 def in_order(position: Position, deliveries: Sequence[Delivery]) -> list[Delivery]:
@@ -213,15 +254,11 @@ def _batch(deliveries: Sequence[Delivery], fresh: Sequence[Delivery], position: 
     return Batch(fresh, msgspec.structs.replace(reached, consumer=consumer), highest.reply)
 
 
-def _delivery(message: Msg) -> Delivery:
+def _delivery(message: Message) -> Delivery:
     """Read the numbers from the reply subject."""
     tokens = message.reply.split(".")
     if len(tokens) != _REPLY_TOKENS:
         raise ValueError(f"expected an acknowledgement subject of {_REPLY_TOKENS} tokens, got {message.reply!r}")
     position = Position(int(tokens[5]), int(tokens[6]), int(tokens[7]) // 1000)
-    return Delivery(message.subject.split(".")[1], message.data, position, message.reply, again=tokens[4] != "1")
-
-
-def _status(message: Msg) -> str | None:
-    """Return the status that a message of the server itself carries, None for a delivery."""
-    return message.headers.get("Status") if message.headers else None
+    device = message.subject.split(".")[1]
+    return Delivery(device, message.data, position, message.reply, tokens[4] != "1", message.received)

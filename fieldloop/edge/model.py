@@ -1,6 +1,7 @@
 """A release in memory: its ONNX graph loaded, its canary run, its proof."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fieldloop.domain.errors import ReleaseError
-from fieldloop.domain.release import GRAPH, Manifest, Proof, Release, decode_canary, prove
+from fieldloop.domain.release import GRAPH, MANIFEST, Manifest, Proof, Release, decode_canary, decode_manifest, prove
 from fieldloop.domain.rollout import Running
 
 INPUT: Final = "window"
@@ -34,6 +35,7 @@ class Model:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = ERRORS_ONLY
+        options.enable_cpu_mem_arena = False  # it keeps what the largest batch ever took
         try:
             session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # the runtime's exceptions share no base class
@@ -90,3 +92,12 @@ def load(release: Release) -> Loaded:
             f"onnxruntime {onnxruntime.__version__} here, {manifest.runtime.get('onnxruntime')} where it was built"
         )
     return Loaded(release.digest, manifest, model, proof)
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Read the manifest of a release's folder.
+
+    Raises:
+        ReleaseError: it is none.
+    """
+    return decode_manifest((folder / MANIFEST).read_bytes())

@@ -1,35 +1,62 @@
 """Messages to predictions: decode and harmonize, one window stream a device, one graph run a batch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from fieldloop.domain import predictions
+from fieldloop.domain import alerts, predictions
+from fieldloop.domain.alerts import Alert
 from fieldloop.domain.harmonize import harmonize
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages
-from fieldloop.domain.windows import Windows, WindowSpec, WindowStream, window_hash
+from fieldloop.domain.release import Manifest
+from fieldloop.domain.stream import WindowStream
+from fieldloop.domain.windows import WindowSpec, window_hash
 from fieldloop.edge.feed import Delivery, Position
-from fieldloop.edge.model import Loaded
 
 MAX_ROWS = 16384  # of one prediction message: 320 kB
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a batch gave: prediction messages, the number of windows in them, and of errors in what was read."""
+class Windows:
+    """Windows that a batch completed, those of one device side by side.
 
-    messages: Sequence[bytes]
-    windows: int
+    Attributes:
+        devices: each with its number of rows.
+        end_us: [N] int64, UTC microseconds at which the last step begins.
+        values: [N, R, T] float32, NaN where missing.
+        errors: messages, records and values that could not be used.
+        received: when the first message that completed one of them came, monotonic clock, seconds.
+    """
+
+    devices: Sequence[tuple[str, int]]
+    end_us: NDArray[np.int64]
+    values: NDArray[np.float32]
     errors: int
+    received: float
+
+    def __len__(self) -> int:
+        return len(self.end_us)
+
+
+@dataclass
+class _Found:
+    """Windows as they are gathered, by device."""
+
+    ends: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
+    values: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
+    errors: int = 0
+    received: float = float("inf")
 
 
 class _Saved(msgspec.Struct, frozen=True):
     spec: WindowSpec | None
     position: Position
     streams: dict[str, bytes]
+    spooled: int
 
 
 class Scorer:
@@ -43,43 +70,45 @@ class Scorer:
         self._devices = devices
         self._spec: WindowSpec | None = None
         self._streams: dict[str, WindowStream] = {}
+        self._known: set[tuple[str, int]] = set()
         self.position = Position()
 
-    def score(self, loaded: Loaded, deliveries: Sequence[Delivery], position: Position) -> Scored:
-        """Take messages in order, move to `position`, and predict for each window that they complete.
-
-        Raises:
-            ReleaseError: the graph fails on the windows.
-        """
-        self._use(loaded.manifest.window)
-        windows: dict[str, Windows] = {}
-        errors = 0
-        for profile, rows in self._by_profile(loaded.manifest.profiles, deliveries):
+    def take(self, manifest: Manifest, deliveries: Sequence[Delivery], position: Position) -> Windows:
+        """Take messages in order, move to `position`, and return the windows that they complete."""
+        self._use(manifest.window)
+        found = _Found()
+        for profile, rows in self._by_profile(manifest.profiles, deliveries):
             if profile is None:
-                errors += len(rows)
-                continue
-            found, rejected = self._windows(profile, [deliveries[row] for row in rows])
-            windows.update(found)
-            errors += rejected
+                found.errors += len(rows)
+            else:
+                self._find(profile, [deliveries[row] for row in rows], found)
         self.position = position
-        return Scored(self._predict(loaded, windows), sum(len(w.end_us) for w in windows.values()), errors)
+        return self._windows(found, manifest.window)
 
-    def state(self) -> bytes:
-        """Return all that `restore` needs to go on after a restart."""
+    def state(self, spooled: int) -> bytes:
+        """Return all that `restore` needs to go on after a restart, and how many messages were spooled by then."""
         streams = {device: stream.state() for device, stream in self._streams.items()}
-        return msgspec.msgpack.encode(_Saved(self._spec, self.position, streams))
+        return msgspec.msgpack.encode(_Saved(self._spec, self.position, streams, spooled))
 
-    def restore(self, state: bytes) -> None:
-        """Go back to a state.
+    def restore(self, state: bytes) -> int:
+        """Go back to a state; return how many messages were spooled by then.
 
         Raises:
             msgspec.MsgspecError: the bytes are not a scorer's state.
+            ValueError: they are one of other windows.
         """
         saved = msgspec.msgpack.decode(state, type=_Saved)
         spec, streams = saved.spec, {}
         if spec is not None:
             streams = {device: WindowStream.restore(spec, data) for device, data in saved.streams.items()}
         self._spec, self._streams, self.position = spec, streams, saved.position
+        return saved.spooled
+
+    def leave_out(self, payloads: Sequence[bytes]) -> None:
+        """Predict no window again whose prediction is in one of these messages: they were spooled after the state."""
+        for payload in payloads:
+            message = predictions.unpack(payload)
+            self._known.update((message.device, end) for end in message.columns()[0].tolist())
 
     def _use(self, spec: WindowSpec) -> None:
         """Begin anew where the release wants other windows than the one before."""
@@ -96,39 +125,75 @@ class Scorer:
             rows.setdefault(name if name in profiles else None, []).append(row)
         return [(profiles[name] if name else None, found) for name, found in rows.items()]
 
-    def _windows(self, profile: Profile, deliveries: Sequence[Delivery]) -> tuple[dict[str, Windows], int]:
-        """Return the windows that messages of one profile complete, by device, and how much was refused."""
+    def _find(self, profile: Profile, deliveries: Sequence[Delivery], found: _Found) -> None:
+        """Push the messages of devices of one profile, each to its device's stream."""
         spec = self._spec
-        if spec is None:
-            raise RuntimeError("windows are asked for before a release")
+        assert spec is not None  # noqa: S101 - `_use` has set it
         readings, rejects = harmonize(profile, _messages(deliveries))
-        channel = spec.channel_codes(profile)[readings.metric]
-        names = np.array([delivery.device for delivery in deliveries])
-        sender = names[readings.message]
-        found: dict[str, Windows] = {}
-        for device in dict.fromkeys(sender.tolist()):
-            mine = sender == device
-            stream = self._streams.setdefault(device, WindowStream(spec))
-            found[device] = stream.push(
-                channel[mine], readings.event_us[mine], readings.value[mine], readings.message[mine]
-            )
-        return found, len(rejects)
+        found.errors += len(rejects)
+        channel = spec.channel_codes(profile)[readings.metric].tolist()
+        event_us, value = readings.event_us.tolist(), readings.value.tolist()
+        borders = np.searchsorted(readings.message, np.arange(len(deliveries) + 1)).tolist()
+        for row, delivery in enumerate(deliveries):
+            stream = self._streams.get(delivery.device)
+            if stream is None:
+                stream = self._streams[delivery.device] = WindowStream(spec)
+            own = slice(borders[row], borders[row + 1])
+            windows = stream.push_message(channel[own], event_us[own], value[own])
+            if windows is not None:
+                found.ends.setdefault(delivery.device, []).append(windows.end_us)
+                found.values.setdefault(delivery.device, []).append(windows.values)
+                found.received = min(found.received, delivery.received)
 
-    def _predict(self, loaded: Loaded, windows: Mapping[str, Windows]) -> list[bytes]:
-        """Run the graph once over the windows of all devices and pack each device's rows."""
-        filled = {device: w for device, w in windows.items() if len(w.end_us)}
-        if not filled:
-            return []
-        values = np.concatenate([w.values for w in filled.values()])
-        outputs, hashes = loaded.model.run(values)[:, 0], window_hash(values)
-        packed, start = [], 0
-        for device, w in filled.items():
-            for first in range(0, len(w.end_us), MAX_ROWS):
-                ends = w.end_us[first : first + MAX_ROWS]
-                rows = slice(start + first, start + first + len(ends))
-                packed.append(predictions.pack(self._target, loaded.digest, device, ends, outputs[rows], hashes[rows]))
-            start += len(w.end_us)
-        return packed
+    def _windows(self, found: _Found, spec: WindowSpec) -> Windows:
+        if not found.ends:
+            none = np.zeros((0, spec.rows, spec.length), dtype=np.float32)
+            return Windows((), np.zeros(0, dtype=np.int64), none, found.errors, found.received)
+        devices = [(device, sum(map(len, ends))) for device, ends in found.ends.items()]
+        ends = np.concatenate([part for parts in found.ends.values() for part in parts])
+        values = np.concatenate([part for parts in found.values.values() for part in parts])
+        windows = Windows(devices, ends, values, found.errors, found.received)
+        return self._without_known(windows) if self._known else windows
+
+    def _without_known(self, windows: Windows) -> Windows:
+        """Leave out what was spooled before a kill."""
+        owners = [device for device, rows in windows.devices for _ in range(rows)]
+        keys = list(zip(owners, windows.end_us.tolist(), strict=True))
+        fresh = np.array([key not in self._known for key in keys])
+        self._known.difference_update(keys)
+        kept: dict[str, int] = {}
+        for row in np.flatnonzero(fresh).tolist():
+            kept[owners[row]] = kept.get(owners[row], 0) + 1
+        return Windows(
+            list(kept.items()), windows.end_us[fresh], windows.values[fresh], windows.errors, windows.received
+        )
+
+
+def pack(target: str, release: str, windows: Windows, value: NDArray[np.float32]) -> list[bytes]:
+    """Return the messages of predictions float32 [N] of these windows, one or more a device."""
+    hashes = window_hash(windows.values)
+    packed, start = [], 0
+    for device, count in windows.devices:
+        for first in range(start, start + count, MAX_ROWS):
+            rows = slice(first, min(first + MAX_ROWS, start + count))
+            packed.append(predictions.pack(target, release, device, windows.end_us[rows], value[rows], hashes[rows]))
+        start += count
+    return packed
+
+
+def alarm(target: str, release: str, manifest: Manifest, windows: Windows, value: NDArray[np.float32]) -> list[bytes]:
+    """Return the alerts of predictions float32 [N] beyond the release's limits, one a device and limit."""
+    if manifest.alerts is None:
+        return []
+    found, start = [], 0
+    for device, count in windows.devices:
+        mine, ends = value[start : start + count], windows.end_us[start : start + count]
+        start += count
+        for side, limit, rows in alerts.crossings(manifest.alerts, mine):
+            alert = Alert(target, release, device, manifest.target, manifest.unit, side, limit,
+                          tuple(ends[rows].tolist()), tuple(mine[rows].tolist()))  # fmt: skip
+            found.append(alerts.encode(alert))
+    return found
 
 
 def _messages(deliveries: Sequence[Delivery]) -> Messages:

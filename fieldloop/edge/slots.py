@@ -1,21 +1,51 @@
-"""The releases on this gateway's disk: staged to the side, installed by one rename, switched by another.
+"""The releases on this gateway's disk: two slots and a shadow, installed by one rename, switched by another.
 
 - `incoming/<digest>/`: being downloaded; may be half there
 - `releases/<digest>/`: complete; checked again against its digest whenever it is loaded
-- `current`: digest of the release to run
+- `slots.json`: which release runs, which is the one to go back to, which is the shadow, and how the running one fares
 """
 
-import os
 import re
-import shutil
+import time
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.release import CANARY, GRAPH, MANIFEST, Release
-from fieldloop.edge.files import flush_folder, read_or_none, write_atomic
+from fieldloop.domain.rollout import Reverted
+from fieldloop.edge import files
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")  # SHA-256
+
+
+class State(msgspec.Struct, frozen=True):
+    """What `slots.json` holds.
+
+    Attributes:
+        current: digest of the release to run.
+        previous: the one to go back to.
+        shadow: the one that runs beside, unpublished.
+        issued_us: `Desired.issued_us` of the order that `current` followed.
+        since_us: when it was switched to, own clock, microseconds since the epoch.
+        starts: of the agent with it, since it was last found well.
+        restarts: of the agent with it, beyond the first.
+        reverted: the last release that was left by itself.
+        trying: digest of the release that is being taken into the agent's own process.
+        tries: how often it has been; it is back at none once it runs.
+    """
+
+    current: str | None = None
+    previous: str | None = None
+    shadow: str | None = None
+    issued_us: int = 0
+    since_us: int = 0
+    starts: int = 0
+    restarts: int = -1
+    reverted: Reverted | None = None
+    trying: str | None = None
+    tries: int = 0
 
 
 class Slots:
@@ -24,26 +54,32 @@ class Slots:
     def __init__(self, folder: Path) -> None:
         self._incoming = folder / "incoming"
         self._releases = folder / "releases"
-        self._current = folder / "current"
+        self._file = folder / "slots.json"
         for path in (self._incoming, self._releases):
-            path.mkdir(parents=True, exist_ok=True)
-
-    def current(self) -> str | None:
-        """Return the digest of the release to run, None where there is none."""
-        digest = (read_or_none(self._current) or b"").decode(errors="replace").strip()
-        return digest if _DIGEST.fullmatch(digest) else None
+            files.make_folder(path)
+        self.state = self._read()
 
     def staging(self, digest: str) -> Path:
-        """Return the folder into which a release is downloaded; what is already there may be kept.
+        """Return the folder into which a release is downloaded, kept where it is there; all other ones are dropped.
 
         Raises:
             ReleaseError: what is asked for is no digest, and must not become a path.
         """
         if not _DIGEST.fullmatch(digest):
             raise ReleaseError(f"desired release: expected a SHA-256 in hexadecimal, got {digest!r}: deploy again")
-        folder = self._incoming / digest
-        folder.mkdir(exist_ok=True)
-        return folder
+        for other in self._incoming.iterdir():
+            if other.name != digest:
+                files.remove(other)
+        files.make_folder(self._incoming / digest)
+        return self._incoming / digest
+
+    def holds(self, digest: str) -> bool:
+        """Say whether a release is installed, whole."""
+        try:
+            self.load(digest)
+        except ReleaseError:
+            return False
+        return True
 
     def load(self, digest: str) -> Release:
         """Read an installed release and check it against its digest.
@@ -58,23 +94,90 @@ class Slots:
     def install(self, digest: str) -> None:
         """Move a staged and proved release to the installed ones."""
         staged, installed = self.staging(digest), self._releases / digest
+        for path in staged.iterdir():
+            if path.name not in (GRAPH, CANARY, MANIFEST):
+                files.remove(path)
         for name in (GRAPH, CANARY, MANIFEST):
-            with (staged / name).open("rb") as file:
-                os.fsync(file.fileno())
-        flush_folder(staged)
-        shutil.rmtree(installed, ignore_errors=True)  # there only where it failed its check
-        staged.replace(installed)
-        flush_folder(self._releases)
+            files.sync(staged / name)
+        files.sync_folder(staged)
+        files.remove(installed)  # there only where it failed its check
+        files.rename(staged, installed)
+        files.sync_folder(self._releases)
 
-    def switch(self, digest: str) -> None:
-        """Make a release the one to run, and drop all but it and the one before."""
-        keep = {digest, self.current()}
-        write_atomic(self._current, digest.encode())
-        shutil.rmtree(self._incoming, ignore_errors=True)
-        self._incoming.mkdir(exist_ok=True)
+    def switch(self, digest: str, issued_us: int) -> None:
+        """Make an installed release the one to run; the one before is kept to go back to."""
+        state = self.state
+        previous = state.current if state.current != digest else state.previous
+        self._write(
+            State(digest, previous, state.shadow, issued_us, time.time_ns() // 1000, starts=1, restarts=0,
+                  reverted=state.reverted)
+        )  # fmt: skip
+        self._drop_others()
+
+    def revert(self, reason: str) -> None:
+        """Go back to the release before and remember why.
+
+        Raises:
+            ReleaseError: there is none.
+        """
+        state, now_us = self.state, time.time_ns() // 1000
+        if state.current is None or state.previous is None:
+            raise ReleaseError(f"there is no release to go back to: {reason}")
+        reverted = Reverted(state.current, reason, state.issued_us, now_us)
+        self._write(State(state.previous, None, state.shadow, state.issued_us, now_us, 1, 0, reverted))
+        self._drop_others()
+
+    def follow(self, issued_us: int) -> None:
+        """Remember that the running release is what a later order wants, too."""
+        if issued_us != self.state.issued_us:
+            self._write(msgspec.structs.replace(self.state, issued_us=issued_us))
+
+    def attempt(self, digest: str) -> int:
+        """Count that a release is about to be loaded here; return how often it has been without running after it."""
+        before = self.state.tries if self.state.trying == digest else 0
+        self._write(msgspec.structs.replace(self.state, trying=digest, tries=before + 1))
+        return before
+
+    def shade(self, digest: str | None) -> None:
+        """Remember which installed release is the shadow."""
+        if digest != self.state.shadow:
+            self._write(msgspec.structs.replace(self.state, shadow=digest))
+            self._drop_others()
+
+    def clear(self) -> None:
+        """Forget all releases."""
+        self._write(State(reverted=self.state.reverted))
+        self._drop_others()
+
+    def started(self) -> None:
+        """Count a start of the agent, before the release is touched."""
+        if self.state.current is not None:
+            state = self.state
+            self._write(msgspec.structs.replace(state, starts=state.starts + 1, restarts=state.restarts + 1))
+
+    def confirm(self) -> None:
+        """Remember that the running release is well."""
+        if self.state.starts:
+            self._write(msgspec.structs.replace(self.state, starts=0))
+
+    def _read(self) -> State:
+        """Return the file's state; one that is damaged points to nothing."""
+        try:
+            state = msgspec.json.decode(files.read_or_none(self._file) or b"{}", type=State)
+        except msgspec.MsgspecError:
+            return State()
+        named = (state.current, state.previous, state.shadow)
+        return state if all(name is None or _DIGEST.fullmatch(name) for name in named) else State()
+
+    def _write(self, state: State) -> None:
+        files.write_atomic(self._file, msgspec.json.encode(state))
+        self.state = state
+
+    def _drop_others(self) -> None:
+        keep = {self.state.current, self.state.previous, self.state.shadow}
         for folder in self._releases.iterdir():
             if folder.name not in keep:
-                shutil.rmtree(folder, ignore_errors=True)
+                files.remove(folder)
 
 
 def read_release(folder: Path) -> Release:

@@ -25,7 +25,7 @@ from fieldloop.domain.enrolment import REDELIVERY_S
 from fieldloop.domain.errors import StoreError
 from fieldloop.stores.settings import Certificate, Settings
 
-READINGS, PREDICTIONS = "readings", "predictions"
+READINGS, PREDICTIONS, ALERTS = "readings", "predictions", "alerts"
 RELEASES, DESIRED, REPORTED, ROLLOUTS = "releases", "desired", "reported", "rollouts"  # key-value buckets
 
 KEEP_MESSAGES_S = timedelta(days=30).total_seconds()  # how long acquisition may stand still before messages expire
@@ -78,7 +78,8 @@ async def prepare(js: JetStreamContext) -> None:
     They must be there before a device may connect: the MQTT listener acknowledges messages that no stream keeps.
     """
     existing = {info.config.name for info in await js.streams_info()}
-    for name, subjects in ((READINGS, ["devices.*.readings"]), (PREDICTIONS, ["predictions.*"])):
+    streams = ((READINGS, ["devices.*.readings"]), (PREDICTIONS, ["predictions.*"]), (ALERTS, ["alerts.*"]))
+    for name, subjects in streams:
         if name not in existing:
             await js.add_stream(
                 StreamConfig(
@@ -87,6 +88,7 @@ async def prepare(js: JetStreamContext) -> None:
                     storage=StorageType.FILE,
                     compression=StoreCompression.S2,
                     max_age=KEEP_MESSAGES_S,
+                    allow_direct=name != READINGS,  # a target looks up its own last message
                 )
             )
     for bucket in (RELEASES, DESIRED, REPORTED, ROLLOUTS):

@@ -117,6 +117,9 @@ def _agent_publishes(name: str) -> list[str]:
         f"$JS.API.DIRECT.GET.KV_desired.$KV.desired.{name}",
         f"$KV.reported.{name}",
         f"predictions.{name}",
+        f"alerts.{name}",
+        f"$JS.API.DIRECT.GET.predictions.predictions.{name}",  # its own last ones, so that it sends none twice
+        f"$JS.API.DIRECT.GET.alerts.alerts.{name}",
         f"$JS.API.CONSUMER.MSG.NEXT.readings.{name}",
         f"$JS.ACK.readings.{name}.>",
     ]

@@ -21,9 +21,9 @@ def test_nothing_runs_before_the_switch(tmp_path: Path) -> None:
     """Staged and installed are not running: a kill in between leaves things as they were."""
     slots, release = Slots(tmp_path), make_release()
     _install(slots, release)
-    assert slots.current() is None
-    slots.switch(release.digest)
-    assert Slots(tmp_path).current() == release.digest
+    assert slots.state.current is None
+    slots.switch(release.digest, 1)
+    assert Slots(tmp_path).state.current == release.digest
     assert slots.load(release.digest) == release
 
 
@@ -41,15 +41,15 @@ def test_the_release_before_is_kept_and_older_ones_are_dropped(tmp_path: Path) -
     made = [make_release(version=n) for n in (1, 2, 3)]
     for release in made:
         _install(slots, release)
-        slots.switch(release.digest)
+        slots.switch(release.digest, 1)
     assert {folder.name for folder in (tmp_path / "releases").iterdir()} == {made[1].digest, made[2].digest}
 
 
-@pytest.mark.parametrize("content", [b"", b"../../etc", b"\xff\xfe", b"A" * 64, b"a" * 63])
+@pytest.mark.parametrize("content", [b"", b"../../etc", b"\xff\xfe", b'{"current": "../etc"}', b'{"current": 1}'])
 def test_a_damaged_pointer_points_to_nothing(tmp_path: Path, content: bytes) -> None:
     """The agent then begins anew instead of failing."""
-    (tmp_path / "current").write_bytes(content)
-    assert Slots(tmp_path).current() is None
+    (tmp_path / "slots.json").write_bytes(content)
+    assert Slots(tmp_path).state.current is None
 
 
 def test_a_desired_release_that_is_no_digest_never_becomes_a_path(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from fieldloop.domain.rollout.protocol import (
     NOTHING,
     Desired,
+    Gap,
     Inventory,
     Reported,
     Reverted,
@@ -17,6 +18,7 @@ __all__ = [
     "NOTHING",
     "Clock",
     "Desired",
+    "Gap",
     "Inventory",
     "Reported",
     "Reverted",

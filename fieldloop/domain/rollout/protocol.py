@@ -117,12 +117,28 @@ class Shadow(msgspec.Struct, frozen=True):
     latency: Sketch = Sketch()
 
 
+class Gap(msgspec.Struct, frozen=True):
+    """Messages that a full spool refused: when the first and the last came (own clock, µs since 1970), and how many."""
+
+    from_us: int
+    until_us: int
+    count: int
+
+
 class Spool(msgspec.Struct, frozen=True):
-    """Predictions that wait on the target's disk for the broker, and how many were dropped since it was enrolled."""
+    """Messages that wait on the target's disk for the broker.
+
+    Attributes:
+        waiting: how many.
+        bytes: what the spool takes on the disk.
+        dropped: how many were refused since the target was enrolled.
+        gaps: the last runs of refused ones.
+    """
 
     waiting: int = 0
     bytes: int = 0
     dropped: int = 0
+    gaps: tuple[Gap, ...] = ()
 
 
 class Reverted(msgspec.Struct, frozen=True):
