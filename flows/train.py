@@ -1,27 +1,26 @@
-"""Train: fit a recipe's candidates on the training windows, judge them on the held-out ones, log all of it."""
+"""Train: search and fit a recipe's candidates, choose among them, judge them on held-out windows, log all of it."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from fieldloop.domain.recipe import Name
+from fieldloop.domain.recipe import AlgorithmName, Name
 from tasks.train import TrainResult, begin_training, describe, fail_training, finish_training, fit_candidate
 
-Algorithm = Literal["xgboost", "extra_trees", "ridge"]
 TableVersion = Annotated[int | None, Field(ge=0)]
 
 
 @flow(name="train", timeout_seconds=7200, validate_parameters=True)
 def train(
     recipe: Name = "turbine-power",
-    candidates: Annotated[list[Algorithm] | None, Field(max_length=16)] = None,
+    candidates: Annotated[list[AlgorithmName] | None, Field(max_length=16)] = None,
     grid_version: TableVersion = None,
     windows_version: TableVersion = None,
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 7,
 ) -> TrainResult:
-    """Fit candidates on the windows before the split, and compare them on those after it.
+    """Fit candidates on the training windows, choose on the validation windows, judge on the held-out ones.
 
     Args:
         recipe: Name of a recipe, a file of `recipes/` without its ending.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import onnxruntime
@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import MASKED, ORDERED, WINDOW, batch_graphs
 from fieldloop.domain.grid import DeviceGrid
+from fieldloop.domain.parts import NO_RUN, PARTS, PartName, parts
 from fieldloop.domain.recipe import Recipe
 from fieldloop.domain.windows import cut
 from fieldloop.stores.lake import Lake
 
 THREADS: Final = 2  # fixed, so that results do not depend on the machine
 CHUNK_VALUES: Final = 131_072  # of windows cut and run at once: 1 MB in float64, what stays in a core's cache
-
-SplitName = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,9 @@ class Examples:
         device: [N] int32, into `devices`, never decreasing.
         row: [N] int64, row of the device's grid at which the window ends, increasing within a device.
         end_us: [N] int64, UTC microseconds at which the last step begins.
+        run_us: [N] int64, UTC microseconds at which the run that the window belongs to begins, see `domain.parts`.
         target: [N] float32, NaN where unknown.
-        split: [N] "train", "test" or "" (embargo and later).
+        split: [N] "train", "validation", "test" or "" (embargo and later).
     """
 
     recipe: Recipe
@@ -57,21 +57,26 @@ class Examples:
     device: NDArray[np.int32]
     row: NDArray[np.int64]
     end_us: NDArray[np.int64]
+    run_us: NDArray[np.int64]
     target: NDArray[np.float32]
     split: NDArray[np.str_]
 
-    def chosen(self, split: SplitName) -> NDArray[np.int64]:
-        """Return the examples of one side of the split whose target is known."""
-        return np.flatnonzero((self.split == split) & ~np.isnan(self.target))
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """[N] bool: the target is known, or nobody asks for it: anomalies are learnt without labels."""
+        return ~np.isnan(self.target) | (self.recipe.target.kind == "anomaly")
+
+    def chosen(self, part: PartName) -> NDArray[np.int64]:
+        """Return the usable examples of one part of the split."""
+        return np.flatnonzero((self.split == part) & self.usable)
 
     def counts(self) -> dict[str, int]:
-        """Return how many windows train, test, lie in the embargo or after it, or have no target."""
-        unknown = np.isnan(self.target)
+        """Return how many windows are in each part, in the embargo or after it, or have no target."""
+        usable = self.usable
         return {
-            "train": len(self.chosen("train")),
-            "test": len(self.chosen("test")),
-            "embargo": int(np.count_nonzero((self.split == "") & ~unknown)),
-            "no_target": int(np.count_nonzero(unknown)),
+            **{part: len(self.chosen(part)) for part in PARTS},
+            "embargo": int(np.count_nonzero((self.split == "") & usable)),
+            "no_target": int(np.count_nonzero(~usable)),
         }
 
     def windows(self, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -110,7 +115,7 @@ def examples(recipe: Recipe, grid: pl.DataFrame, index: pl.DataFrame) -> Example
     Args:
         recipe: what a window is and how time is split.
         grid: device, step_time, a column a channel.
-        index: device, end_time, target, split.
+        index: device, end_time, run_time, target, split.
 
     Raises:
         TrainingError: as `read`.
@@ -134,6 +139,7 @@ def examples(recipe: Recipe, grid: pl.DataFrame, index: pl.DataFrame) -> Example
         codes,
         _rows(recipe, devices, grids, codes, end_us),
         end_us,
+        index["run_time"].to_physical().fill_null(NO_RUN).to_numpy(),
         index["target"].cast(pl.Float32).fill_null(float("nan")).to_numpy(),
         index["split"].fill_null("").to_numpy().astype(np.str_),
     )
@@ -258,7 +264,7 @@ def _rows(
 
 def _keep_to_split(found: Examples) -> None:
     """Refuse an index in which a window stands on a side of the split where it does not belong."""
-    allowed = found.recipe.splits(found.end_us)
+    allowed = parts(found.recipe, found.devices, found.device, found.end_us, found.run_us)
     wrong = np.flatnonzero((found.split != "") & (found.split != allowed))
     if not len(wrong):
         return
@@ -267,6 +273,6 @@ def _keep_to_split(found: Examples) -> None:
     raise TrainingError(
         f"windows/{found.recipe.name}: {len(wrong)} windows are on the wrong side of the split, for instance device "
         f"{found.devices[found.device[worst]]} at {end}Z: expected '{allowed[worst]}', got '{found.split[worst]}' "
-        f"(train until {found.recipe.split.train_until}, embargo of the window's length, test until "
-        f"{found.recipe.split.test_until}); preprocess again"
+        f"(by {found.recipe.split.by}, with an embargo of the window's length and of what its target looks ahead); "
+        "preprocess again"
     )

@@ -11,7 +11,7 @@ from tasks.acquire import Acquired
 from tasks.deploy import DeployResult
 from tasks.preprocess import Preprocessed
 from tasks.register import RegisterResult
-from tasks.train import CandidateResult, TrainResult
+from tasks.train import CandidateResult, TrainResult, shown
 from tasks.verdict import ValidateResult
 
 
@@ -46,7 +46,10 @@ def summarize(
             "preprocess",
             f"{preprocessed.steps:,} grid steps of {len(preprocessed.devices)} devices{_reused(preprocessed)}",
         ),
-        Outcome("preprocess", f"{preprocessed.train:,} windows train, {preprocessed.test:,} test"),
+        Outcome(
+            "preprocess",
+            f"{preprocessed.train:,} windows train, {preprocessed.validation:,} choose, {preprocessed.test:,} test",
+        ),
         *(Outcome("train", _candidate(candidate)) for candidate in trained.candidates),
         *_registered(registered),
         Outcome("deploy", f"release {deployed.release[:12]} of {deployed.model} version {deployed.version}"),
@@ -72,8 +75,7 @@ def _reused(preprocessed: Preprocessed) -> str:
 
 
 def _candidate(candidate: CandidateResult) -> str:
-    metrics = candidate.metrics
-    return f"{candidate.algorithm}: R² {metrics['r2']:.4f}, MAE {metrics['mae']:.1f}, RMSE {metrics['rmse']:.1f}"
+    return f"{candidate.algorithm}: {shown(candidate.metrics)}"
 
 
 def _registered(registered: RegisterResult) -> list[Outcome]:

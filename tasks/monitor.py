@@ -142,7 +142,7 @@ def compare(settings: Settings, recipe_name: str, collected: Collected) -> Monit
     """
     lake = Lake(settings)
     recipe = load_recipe(settings.root, recipe_name)
-    unit = recipe.target_channel(load_profile(settings.root, recipe.profiles[0])).unit
+    unit = recipe.target_unit(load_profile(settings.root, recipe.profiles[0]))
     release = newest_release(lake)
     if release is None:
         return Monitored(recipe.name, None, unit, collected, (), 0, 0, 0, 0, None, None)
@@ -233,6 +233,7 @@ def _with_truth(lake: Lake, recipe: Recipe, predictions: pl.DataFrame) -> pl.Dat
     parts = [pl.DataFrame(schema={"device": pl.String, "end_time": SCHEMAS["predictions"]["end_time"],
                                   "lake_hash": pl.Int64, "truth": pl.Float32})]  # fmt: skip
     length, step_us = recipe.window.length, recipe.step_us
+    known = lake.scan(f"windows/{recipe.name}").select("device", "end_time", truth=pl.col("target").fill_nan(None))
     for (device,), rows in predictions.group_by("device"):
         first, last = rows.select(pl.col("end_time").min(), last=pl.col("end_time").max()).row(0)
         grid = (
@@ -249,9 +250,12 @@ def _with_truth(lake: Lake, recipe: Recipe, predictions: pl.DataFrame) -> pl.Dat
         ends = np.unique(rows["end_time"].to_physical().to_numpy() // step_us)
         at = np.flatnonzero(np.isin(steps, ends))
         hashes = window_hash(cut(DeviceGrid(steps, values), at, length, step_us, recipe.clock))
-        truth = grid[recipe.target.metric].fill_nan(None)[at]
-        columns = {"end_time": grid["step_time"][at], "lake_hash": hashes.view(np.int64), "truth": truth}
-        parts.append(pl.DataFrame(columns).select(pl.lit(device).alias("device"), pl.all()).cast(parts[0].schema))
+        columns = {"device": device, "end_time": grid["step_time"][at], "lake_hash": hashes.view(np.int64)}
+        truth = known.filter(pl.col("device") == device).collect()
+        found = pl.DataFrame(columns, schema_overrides={"device": pl.String}).join(
+            truth, on=["device", "end_time"], how="left"
+        )
+        parts.append(found.select(parts[0].columns).cast(parts[0].schema))
     return predictions.join(pl.concat(parts), on=["device", "end_time"], how="left")
 
 

@@ -9,19 +9,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from prefect import task
 
 from expectations.profiles import load_profile
 from fieldloop.domain.errors import TrainingError
+from fieldloop.domain.parts import NO_RUN, PARTS, parts, runs
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe import Recipe, load_recipe
-from fieldloop.domain.windows import WindowSpec, device_history
+from fieldloop.domain.recipe.split import ByRun
+from fieldloop.domain.windows import device_history
 from fieldloop.stores import fleet
-from fieldloop.stores.lake import Lake
+from fieldloop.stores.lake import TIME, Lake
 from fieldloop.stores.settings import Settings
-
-SPLITS = ("train", "test")
+from tasks import labels
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Preprocessed:
         steps: rows of the grid.
         windows: windows in all.
         train: windows that train.
+        validation: windows that choose among what was trained.
         test: windows that test.
         reused: whether nothing had changed since the tables were last made.
     """
@@ -51,6 +55,7 @@ class Preprocessed:
     steps: int
     windows: int
     train: int
+    validation: int
     test: int
     reused: bool
 
@@ -71,42 +76,52 @@ def preprocess(settings: Settings, recipe_name: str) -> Preprocessed:
     lake = Lake(settings)
     recipe = load_recipe(settings.root, recipe_name)
     profiles = {name: load_profile(settings.root, name) for name in recipe.profiles}
-    members = {name: profile for name, profile in fleet.devices(lake).items() if profile in profiles}
+    members = {
+        name: profile
+        for name, profile in fleet.devices(lake).items()
+        if profile in profiles and recipe.devices.takes(name)
+    }
     passed = _passed(lake)
     chosen = sorted(set(members) & passed.keys())
     if not chosen:
         raise TrainingError(
             f"recipe {recipe.name}: no device of profile {', '.join(profiles)} has passed validation "
-            f"({len(members)} enrolled); run the flows `acquire` and `validate` first"
+            f"({len(members)} enrolled that the recipe takes); run the flows `acquire` and `validate` first"
         )
     readings_version = lake.version("readings")
     if readings_version is None:
         raise TrainingError(f"recipe {recipe.name}: table `readings` does not exist; run the flow `acquire` first")
     until = {device: passed[device] for device in chosen}
-    key = _content_key(lake, readings_version, recipe, profiles, until)
+    noted = labels.read_labels(settings, lake, recipe)
+    key = _content_key(lake, readings_version, recipe, profiles, until, noted)
     made = _newest(lake, recipe.name, key)
     reused = made is not None
     if made is None:
-        made = _make(
-            lake, readings_version, recipe, {device: profiles[members[device]] for device in chosen}, until, key
-        )
-    steps, windows, train, test = _counts(lake, recipe.name, *made)
+        of_device = {device: profiles[members[device]] for device in chosen}
+        made = _make(lake, readings_version, recipe, of_device, until, noted, key)
     left_out = tuple(sorted(set(members) - passed.keys()))
-    return Preprocessed(
-        recipe.name, *made, readings_version, tuple(chosen), left_out, steps, windows, train, test, reused
-    )
+    counted = _counts(lake, recipe.name, *made)
+    return Preprocessed(recipe.name, *made, readings_version, tuple(chosen), left_out, *counted, reused)
 
 
 def device_grid(
-    readings: pl.DataFrame, profile: Profile, spec: WindowSpec, target: str
+    readings: pl.DataFrame, profile: Profile, recipe: Recipe, device: str, noted: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Put one device's readings (columns metric, event_time, value, sequence) onto its grid.
 
+    Args:
+        readings: all that count.
+        profile: the device's.
+        recipe: what a window is and what is predicted.
+        device: its name.
+        noted: labelled intervals, as `tasks.labels.read_labels` returns them.
+
     Returns:
-        The grid (step_time, a column a channel, the target last), and the windows (end_time, target).
+        The grid (step_time, a column a channel, then what is read beside them), and the windows (end_time, run_time,
+        target).
     """
-    target_channel = next(channel for channel in profile.channels if channel.metric == target)
-    names = (*spec.channels, target)
+    spec, beside = recipe.window_spec(profile), recipe.beside
+    names = (*spec.channels, *beside)
     ordered = readings.sort("sequence", "event_time", "metric")
     codes = {metric: code for code, metric in enumerate(names)}
     grid, rows = device_history(
@@ -115,12 +130,24 @@ def device_grid(
         ordered["value"].to_numpy(),
         ordered["sequence"].to_numpy(),
         spec,
-        (target_channel.rule,),
+        tuple(recipe.channel(profile, metric).rule for metric in beside),
     )
-    times = pl.Series("step_time", grid.steps * spec.step_us).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    times = _moments(grid.steps * spec.step_us).alias("step_time")
     table = pl.DataFrame([times, *(pl.Series(name, grid.values[row]) for row, name in enumerate(names))])
-    windows = table[rows].select(end_time="step_time", target=pl.col(target))
+    rows = rows[recipe.thinned(grid.steps[rows] * spec.step_us)]
+    number = recipe.split.metric if isinstance(recipe.split, ByRun) else None
+    begun = runs(recipe, grid.steps, None if number is None else grid.values[names.index(number)])[rows]
+    windows = table[rows].select(
+        end_time="step_time",
+        run_time=_moments(begun).set(pl.Series(begun == NO_RUN), None),
+        target=pl.Series(labels.targets(recipe, table, rows, device, noted)),
+    )
     return table, windows
+
+
+def _moments(us: NDArray[np.int64]) -> pl.Series:
+    """UTC microseconds as times."""
+    return pl.Series(us).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
 
 
 @dataclass(frozen=True)
@@ -146,14 +173,19 @@ def _readings(lake: Lake, version: int, device: str, until: _Validated) -> pl.La
 
 
 def _content_key(
-    lake: Lake, version: int, recipe: Recipe, profiles: Mapping[str, Profile], until: Mapping[str, _Validated]
+    lake: Lake,
+    version: int,
+    recipe: Recipe,
+    profiles: Mapping[str, Profile],
+    until: Mapping[str, _Validated],
+    noted: pl.DataFrame,
 ) -> str:
     """Return a digest of everything that the tables follow from; unlike versions, re-sent readings do not change it."""
     content = {
         device: _readings(lake, version, device, last).select(pl.len(), pl.col("sequence").max()).collect().row(0)
         for device, last in until.items()
     }
-    described = (recipe.digest, repr(sorted(profiles.items())), sorted(content.items()))
+    described = (recipe.digest, repr(sorted(profiles.items())), sorted(content.items()), labels.fingerprint(noted))
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
@@ -167,28 +199,39 @@ def _newest(lake: Lake, recipe: str, key: str) -> tuple[int, int] | None:
 
 
 def _make(
-    lake: Lake, version: int, recipe: Recipe, profiles: Mapping[str, Profile], until: Mapping[str, _Validated], key: str
+    lake: Lake,
+    version: int,
+    recipe: Recipe,
+    profiles: Mapping[str, Profile],
+    until: Mapping[str, _Validated],
+    noted: pl.DataFrame,
+    key: str,
 ) -> tuple[int, int]:
     grids, windows = [], []
     for device, profile in profiles.items():
         rows = _readings(lake, version, device, until[device])
         readings = rows.select("metric", "event_time", "value", "sequence").collect()
-        spec = recipe.window_spec(profile)
-        grid, index = device_grid(readings, profile, spec, recipe.target.metric)
-        split = recipe.splits(index["end_time"].to_physical().to_numpy())
+        grid, index = device_grid(readings, profile, recipe, device, noted)
         grids.append(grid.select(pl.lit(device).alias("device"), pl.all()))
-        windows.append(index.select(pl.lit(device).alias("device"), pl.all(), split=pl.Series(split.tolist())))
+        windows.append(index.select(pl.lit(device).alias("device"), pl.all()))
     grid_version = lake.replace(f"grid/{recipe.name}", pl.concat(grids), {"content": key})
-    windows_version = lake.replace(f"windows/{recipe.name}", pl.concat(windows), {"content": key})
+    windows_version = lake.replace(f"windows/{recipe.name}", split_up(recipe, pl.concat(windows)), {"content": key})
     return grid_version, windows_version
 
 
-def _counts(lake: Lake, recipe: str, grid_version: int, windows_version: int) -> tuple[int, int, int, int]:
+def split_up(recipe: Recipe, windows: pl.DataFrame) -> pl.DataFrame:
+    """Add to an index of windows (device, end_time, run_time, target; sorted) the part that each belongs to."""
+    devices = tuple(windows["device"].unique(maintain_order=True))
+    codes = windows["device"].replace_strict(devices, range(len(devices)), return_dtype=pl.Int32).to_numpy()
+    run_us = windows["run_time"].cast(TIME).to_physical().fill_null(NO_RUN).to_numpy()
+    found = parts(recipe, devices, codes, windows["end_time"].to_physical().to_numpy(), run_us)
+    return windows.with_columns(split=pl.Series(found.tolist(), dtype=pl.String))
+
+
+def _counts(lake: Lake, recipe: str, grid_version: int, windows_version: int) -> tuple[int, int, int, int, int]:
     steps = lake.scan(f"grid/{recipe}", grid_version).select(pl.len()).collect().item()
-    split = pl.col("split")
-    windows = lake.scan(f"windows/{recipe}", windows_version).select(
-        pl.len(), train=(split == SPLITS[0]).sum(), test=(split == SPLITS[1]).sum()
-    )
+    each = {part: (pl.col("split") == part).sum() for part in PARTS}
+    windows = lake.scan(f"windows/{recipe}", windows_version).select(pl.len(), **each)
     return (steps, *windows.collect().row(0))
 
 
@@ -199,7 +242,7 @@ def describe(made: Preprocessed) -> str:
         ("devices", ", ".join(made.devices)),
         ("left out (validation)", ", ".join(made.left_out) or "–"),
         ("grid steps", f"{made.steps:,}"),
-        *((name, f"{figures[name]:,}") for name in ("windows", "train", "test")),
+        *((name, f"{figures[name]:,}") for name in ("windows", *PARTS)),
         ("from", f"`readings` version {made.readings_version}"),
         ("tables", f"`grid/{made.recipe}` version {made.grid_version}, `windows/{made.recipe}` version "
                    f"{made.windows_version}{' (unchanged)' if made.reused else ''}"),

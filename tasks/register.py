@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from prefect import task
 
 from fieldloop.domain.errors import TrainingError
-from fieldloop.domain.metrics import better, regression
+from fieldloop.domain.metrics import better
+from fieldloop.domain.metrics import judge as figures_of
 from fieldloop.domain.parity import Certificate, certify, require
 from fieldloop.domain.recipe import Metric, Recipe, load_recipe
 from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
-from tasks.candidates import SKOPS_FILE, XGBOOST_FILE, Model, restore
+from tasks.candidates import Model, file_names, problem, restore
 from tasks.examples import Examples, Versions, apply, features, read, session_of, spread_out
 from tasks.runs import GRID_VERSION, NATIVE, WINDOWS_VERSION, runtime
-from tasks.train import ALGORITHM, BEST_RUN
+from tasks.train import ALGORITHM, BEST_RUN, shown
 
 PARITY: Final = "release/parity.json"
 ROWS_ALONE: Final = 1_000  # windows that are also run one at a time
@@ -203,11 +204,10 @@ def model_card(settings: Settings, result: RegisterResult) -> str:
         (
             f"{recipe.description}",
             "",
-            f"- **predicts** `{recipe.target.metric}` from the last {recipe.window.length} steps of "
+            f"- **predicts** `{recipe.target_name}` from the last {recipe.window.length} steps of "
             f"{recipe.grid.step_s} s of {', '.join(f'`{metric}`' for metric in recipe.inputs)}",
-            f"- **algorithm** {result.algorithm}, trained on windows before {recipe.split.train_until:%Y-%m-%d}",
-            f"- **held out** until {recipe.split.test_until:%Y-%m-%d}: R² {figures['r2']:.4f}, "
-            f"MAE {figures['mae']:.2f}, RMSE {figures['rmse']:.2f}",
+            f"- **algorithm** {result.algorithm}",
+            f"- **held out** by {recipe.split.by}: {shown(figures)}",
             f"- **parity** graph against native model: largest difference {parity.max_abs_diff:g} on {parity.rows:,} "
             f"windows ({parity.rows_with_gaps:,} with gaps), limit {parity.limit:g}",
             f"- **when registered** {result.verdict.alias}: {result.verdict.reason}",
@@ -247,31 +247,32 @@ def _compare(settings: Settings, recipe: Recipe, run_id: str, found: Examples) -
     rows = spread_out(held_out, recipe.parity.rows)
     chosen, held_out = test[rows], held_out[rows]
     graph = registry.run_graph(settings, run_id)
-    native = np.ravel(_native(settings, run_id).predict(held_out)).astype(np.float32)
+    native = _native(settings, recipe, run_id).predict(held_out)
     gaps = int(np.count_nonzero(np.isnan(held_out).any(axis=1)))
-    batch = np.ascontiguousarray(apply(graph, found, chosen)[:, 0])
+    batch = apply(graph, found, chosen)
     some = np.arange(0, len(chosen), max(1, len(chosen) // ROWS_ALONE))
     alone = _alone(graph, found, chosen[some])
     return certify(native, batch, some, alone, gaps, recipe.parity.limit, runtime())
 
 
 def _alone(graph: bytes, found: Examples, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Predictions for windows one at a time on one thread, as a gateway runs them."""
+    """Predictions for windows one at a time on one thread, as a gateway runs them, float32 [K, P]."""
     session = session_of(graph)
     answers = [session.run(None, {"window": window[None]})[0] for window in found.windows(chosen)]
-    return np.concatenate([np.zeros((0, 1), dtype=np.float32), *answers])[:, 0]
+    return np.concatenate([np.zeros((0, found.recipe.width), dtype=np.float32), *answers])
 
 
-def _native(settings: Settings, run_id: str) -> Model:
+def _native(settings: Settings, recipe: Recipe, run_id: str) -> Model:
     """The model in its own library's format."""
-    file_name = XGBOOST_FILE if _tags(settings, run_id)[ALGORITHM] == "xgboost" else SKOPS_FILE
-    return restore(file_name, registry.run_artifact(settings, run_id, f"{NATIVE}/{file_name}"))
+    names = file_names(_tags(settings, run_id)[ALGORITHM])
+    files = {name: registry.run_artifact(settings, run_id, f"{NATIVE}/{name}") for name in names}
+    return restore(problem(recipe), files)
 
 
 def _held_out_metrics(settings: Settings, version: ModelVersion, found: Examples) -> dict[Metric, float]:
     """Metrics of a version's graph on the held-out windows."""
     test = found.chosen("test")
-    return regression(found.target[test], apply(registry.graph(settings, version), found, test)[:, 0])
+    return figures_of(found.recipe, found.target[test], apply(registry.graph(settings, version), found, test))
 
 
 def _examples(settings: Settings, recipe: Recipe, tags: Mapping[str, str]) -> Examples:

@@ -1,5 +1,6 @@
 """What the MLflow run of a candidate carries: figures, lineage, data sets, pictures, all that a release needs."""
 
+import io
 import json
 import tempfile
 import time
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
+import polars as pl
 
 from expectations.profiles import load_profile
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import PREDICTION, WINDOW
-from fieldloop.domain.metrics import regression
+from fieldloop.domain.metrics import judge
+from fieldloop.domain.parts import PARTS
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe import Recipe
 from fieldloop.domain.windows import WindowSpec
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 RUNTIME_PACKAGES: Final = ("numpy", "onnx", "onnxruntime")
 NATIVE: Final = "native"  # artifact folder of the model in its own library's format
+PREDICTIONS: Final = "evaluation/predictions.parquet"  # a row a window that chose or judged
+VALIDATION: Final = "validation."  # prefix of the metrics that chose
 GRID_VERSION: Final = "fieldloop.grid_version"
 WINDOWS_VERSION: Final = "fieldloop.windows_version"
 LINEAGE: Final = "lineage."  # prefix of tags that say where a model comes from
@@ -52,58 +57,92 @@ def lineage(lake: Lake, recipe: Recipe, versions: Versions) -> dict[str, str]:
 
 def recipe_params(recipe: Recipe) -> dict[str, Any]:
     """The recipe's figures that a person compares runs by."""
+    split = recipe.split.model_dump(mode="json", exclude_none=True)
     return {
         "inputs": ",".join(recipe.inputs),
-        "target": recipe.target.metric,
+        "target": recipe.target_name,
+        "target_kind": recipe.target.kind,
+        "horizon": recipe.lookahead,
         "features": ",".join(recipe.features),
         "step_s": recipe.grid.step_s,
         "window_length": recipe.window.length,
-        "train_until": recipe.split.train_until.isoformat(),
-        "test_until": recipe.split.test_until.isoformat(),
+        "stride": recipe.window.stride,
+        **{f"split.{name}": value for name, value in split.items()},
     }
 
 
 def log_fitted(settings: Settings, fitted: Fitted, lake: Lake, versions: Versions, run_id: str, seed: int) -> None:
     """Log a fitted candidate to its run."""
     mlflow = registry.client(settings)
-    truth = fitted.found.target[fitted.test]
-    metrics = regression(truth, fitted.predicted)
-    named: dict[str, float] = {str(name): value for name, value in metrics.items()}
-    rows = fitted.found.counts()
-    params: dict[str, Any] = {"seed": seed, **recipe_params(fitted.recipe), **fitted.candidate.model_dump()}
-    counted = {f"rows.{use}": float(count) for use, count in rows.items()}
-    figures = {**named, **counted, **_per_device(fitted), "fit_s": fitted.fit_s}
-    log_values(mlflow, run_id, figures, params)
+    params: dict[str, Any] = {"seed": seed, **recipe_params(fitted.recipe), **fitted.candidate.settings}
+    log_values(mlflow, run_id, _figures(fitted), params)
     log_dataset(mlflow, lake, fitted.recipe, versions, run_id)
     profiles = load_profiles(settings, fitted.recipe)
-    unit = fitted.recipe.target_channel(profiles[fitted.recipe.profiles[0]]).unit
+    unit = fitted.recipe.target_unit(profiles[fitted.recipe.profiles[0]])
     _log_files(mlflow, run_id, _files(fitted, profiles), _pictures(fitted, unit))
     _log_graph(settings, fitted, run_id)
 
 
+def _figures(fitted: Fitted) -> dict[str, float]:
+    """Metrics on the held-out windows under their own names, and beside them what chose, how many, and how long."""
+    own, drawn = fitted.random_split
+    return {
+        **{str(name): value for name, value in judge(fitted.recipe, fitted.truth, fitted.predicted).items()},
+        **{f"{VALIDATION}{name}": value for name, value in fitted.validation.items()},
+        **{f"rows.{use}": float(count) for use, count in fitted.found.counts().items()},
+        **_per_device(fitted),
+        "random_split.own": own,
+        "random_split.random": drawn,
+        "fit_s": fitted.fit_s,
+    }
+
+
 def _per_device(fitted: Fitted) -> dict[str, float]:
-    """Mean absolute error of each device."""
-    error = np.abs(fitted.predicted - fitted.found.target[fitted.test])
+    """The metric that decides, of each device."""
+    metric = fitted.recipe.promotion.metric
     device = fitted.found.device[fitted.test]
     return {
-        f"mae.{name}": float(np.mean(error[device == code]))
+        f"{metric}.{name}": judge(fitted.recipe, fitted.truth[mine], fitted.predicted[mine])[metric]
         for code, name in enumerate(fitted.found.devices)
-        if (device == code).any()
+        if (mine := device == code).any()
     }
+
+
+def _predictions(fitted: Fitted) -> bytes:
+    """What was predicted for each window that chose or judged, as Parquet.
+
+    Columns: part, device, end_time, target, prediction, and for three and more classes the probability of each.
+    """
+    found, buffer = fitted.found, io.BytesIO()
+    frames = []
+    probabilities = [f"p.{name}" for name in fitted.recipe.classes][: fitted.recipe.width - 1]
+    judging = ((fitted.materials.validation, fitted.validation_predicted), (fitted.test, fitted.predicted))
+    for part, (rows, predicted) in zip(PARTS[1:], judging, strict=True):
+        times = pl.Series(found.end_us[rows]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+        columns = {
+            "device": np.array(found.devices)[found.device[rows]],
+            "end_time": times,
+            "target": found.target[rows],
+            "prediction": np.ascontiguousarray(predicted[:, 0]),
+            **{name: predicted[:, 1 + code] for code, name in enumerate(probabilities)},
+        }
+        frames.append(pl.DataFrame(columns).select(pl.lit(part).alias("part"), pl.all()))
+    pl.concat(frames).write_parquet(buffer)
+    return buffer.getvalue()
 
 
 def _files(fitted: Fitted, profiles: Mapping[str, Profile]) -> dict[str, bytes]:
     """What a release is going to need, and the model in its own library's format."""
     recipe = fitted.recipe
-    native_name, native = candidates.dump(fitted.model)
     return {
         "release/window.json": msgspec.json.encode(window_spec(recipe, profiles)),
         "release/profiles.json": msgspec.json.encode(profiles),
         "release/canary.json": _canary(fitted),
-        "release/features.json": msgspec.json.encode(fitted.names),
+        "release/features.json": msgspec.json.encode(fitted.materials.names),
         "release/target.json": _target(recipe, profiles[recipe.profiles[0]]),
         "recipe.json": recipe.model_dump_json(indent=2).encode(),
-        f"{NATIVE}/{native_name}": native,
+        PREDICTIONS: _predictions(fitted),
+        **{f"{NATIVE}/{name}": data for name, data in candidates.dump(fitted.model).items()},
     }
 
 
@@ -135,18 +174,22 @@ def _canary(fitted: Fitted) -> bytes:
 
 def _target(recipe: Recipe, profile: Profile) -> bytes:
     """What is predicted, for the manifest."""
-    unit = recipe.target_channel(profile).unit
-    return msgspec.json.encode({"metric": recipe.target.metric, "unit": unit, "tolerance": recipe.release.tolerance})
+    unit = recipe.target_unit(profile)
+    return msgspec.json.encode({"metric": recipe.target_name, "unit": unit, "tolerance": recipe.release.tolerance})
 
 
 def _pictures(fitted: Fitted, unit: str) -> dict[str, "Figure"]:
-    truth = fitted.found.target[fitted.test]
-    quantity = f"{fitted.recipe.target.metric}, {unit}"
-    return {
-        "plots/truth_and_prediction.png": plots.truth_and_prediction(truth, fitted.predicted, quantity),
-        "plots/residuals.png": plots.residuals(fitted.found.end_us[fitted.test], fitted.predicted - truth, quantity),
-        "plots/importance.png": plots.importance(candidates.importances(fitted.model, fitted.names)),
-    }
+    pictures = {}
+    if fitted.recipe.target.kind in ("value", "time_to_event"):
+        predicted, quantity = fitted.predicted[:, 0], f"{fitted.recipe.target_name}, {unit}"
+        end_us = fitted.found.end_us[fitted.test]
+        pictures = {
+            "plots/truth_and_prediction.png": plots.truth_and_prediction(fitted.truth, predicted, quantity),
+            "plots/residuals.png": plots.residuals(end_us, predicted - fitted.truth, quantity),
+        }
+    if shares := candidates.importances(fitted.model, fitted.materials.names):
+        pictures["plots/importance.png"] = plots.importance(shares)
+    return pictures
 
 
 def _log_files(
@@ -207,7 +250,7 @@ def _log_graph(settings: Settings, fitted: Fitted, run_id: str) -> None:
     length, rows = fitted.recipe.window.length, len(fitted.recipe.rows)
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.float32), (-1, rows, length), WINDOW)]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1, 1), PREDICTION)]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, fitted.recipe.width), PREDICTION)]),
     )
     mlflow.set_tracking_uri(settings.mlflow_endpoint)
     with mlflow.start_run(run_id=run_id):

@@ -1,6 +1,6 @@
 """Train: features by the recipe's one graph, candidates fitted on the training windows alone, all of it in MLflow.
 
-    pin table versions → open the parent run → fit each candidate (a child run each) → close the parent with the best
+    pin table versions → open the parent run → search and fit each candidate (a child run each) → close the parent
 
 A candidate's task takes references and recomputes the features (seconds), so that it can run or be repeated anywhere.
 What was trained before from the same content is not trained again: a run that was killed goes on where it was.
@@ -8,32 +8,44 @@ What was trained before from the same content is not trained again: a run that w
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 from prefect import task
 
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import feature_graph
-from fieldloop.domain.metrics import better
+from fieldloop.domain.metrics import LOWER_IS_BETTER, better
 from fieldloop.domain.recipe import Candidate, Metric, Promotion, Recipe, load_recipe
 from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks.examples import Versions, read
-from tasks.fitting import fit
-from tasks.runs import RUNTIME_PACKAGES, lineage, load_profiles, log_dataset, log_fitted, log_values, recipe_params
+from tasks.fitting import fit, prepare
+from tasks.leaks import refuse_leaks
+from tasks.runs import (
+    RUNTIME_PACKAGES,
+    VALIDATION,
+    lineage,
+    load_profiles,
+    log_dataset,
+    log_fitted,
+    log_values,
+    recipe_params,
+)
+from tasks.search import Progress, ShownProgress, Trials, in_silence, search
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-LEARNING_PACKAGES: Final = (*RUNTIME_PACKAGES, "onnxmltools", "scikit-learn", "skl2onnx", "xgboost-cpu")
+LEARNING_PACKAGES: Final = (*RUNTIME_PACKAGES, "onnxmltools", "optuna", "scikit-learn", "skl2onnx", "xgboost-cpu")
 BEST_RUN: Final = "fieldloop.best_run"  # tag of a parent run
 ALGORITHM: Final = "fieldloop.algorithm"
 CONTENT: Final = "fieldloop.content"  # tag: digest of all that a run follows from
+_FAR_BETTER: Final = 0.3  # share of the error that a random split hides before the report warns
 
 
 @dataclass(frozen=True)
@@ -63,13 +75,19 @@ class CandidateResult:
         algorithm: its name in the recipe.
         run_id: MLflow run, which carries the graph.
         metrics: on the held-out windows, by the merged graph; mae and rmse in the target's unit.
-        rows: windows by use: train, test, embargo, no_target.
+        validation: on the windows that choose, learnt from the training windows alone.
+        chosen_by: of these, the metric that decides.
+        random_split: that metric, by a small fit: on the recipe's split, and on a random one.
+        rows: windows by use: train, validation, test, embargo, no_target.
         fit_s: seconds that fitting took.
     """
 
     algorithm: str
     run_id: str
     metrics: dict[Metric, float]
+    validation: dict[Metric, float]
+    chosen_by: float
+    random_split: tuple[float, float]
     rows: dict[str, int]
     fit_s: float
 
@@ -83,7 +101,8 @@ class TrainResult:
         versions: table versions that it read.
         run_id: parent run.
         run_url: its page.
-        best: the candidate that the recipe's metric prefers.
+        metric: the one that decides.
+        best: the candidate that the recipe's metric prefers on the validation windows.
         candidates: all of them, best first.
     """
 
@@ -91,6 +110,7 @@ class TrainResult:
     versions: Versions
     run_id: str
     run_url: str
+    metric: Metric
     best: CandidateResult
     candidates: tuple[CandidateResult, ...]
 
@@ -108,12 +128,12 @@ def begin_training(
     task_run_name="fit {algorithm}",
     retries=1,
     retry_delay_seconds=10,
-    timeout_seconds=3600,
+    timeout_seconds=7200,
     tags=["mlflow", "lake", "compute"],
 )
 def fit_candidate(training: Training, algorithm: str, seed: int) -> CandidateResult:
-    """Fit one candidate and log it as a run below the parent."""
-    return train_candidate(Settings(), training, algorithm, seed)
+    """Search and fit one candidate, and log it as a run below the parent."""
+    return train_candidate(Settings(), training, algorithm, seed, ShownProgress(algorithm))
 
 
 @task(name="finish training", retries=2, retry_delay_seconds=5, timeout_seconds=300, tags=["mlflow"])
@@ -163,8 +183,10 @@ def begin(
     return Training(recipe.name, versions, names, experiment_id, run.info.run_id)
 
 
-def train_candidate(settings: Settings, training: Training, algorithm: str, seed: int) -> CandidateResult:
-    """Fit one candidate, judge its merged graph on the held-out windows, and log both; once for the same content.
+def train_candidate(
+    settings: Settings, training: Training, algorithm: str, seed: int, progress: Progress = in_silence
+) -> CandidateResult:
+    """Search and fit one candidate, judge its merged graph on the held-out windows, and log all; once a content.
 
     Raises:
         TrainingError: the tables cannot be trained from, or the recipe has no such candidate.
@@ -176,7 +198,7 @@ def train_candidate(settings: Settings, training: Training, algorithm: str, seed
     content = _content(recipe, training.versions, algorithm, seed)
     done = _newest(mlflow, training.experiment_id, content, ("FINISHED",))
     if done is not None:
-        return _result(done)
+        return _result(recipe, done)
     tags = {
         **lineage(lake, recipe, training.versions),
         "mlflow.parentRunId": training.run_id,
@@ -185,17 +207,20 @@ def train_candidate(settings: Settings, training: Training, algorithm: str, seed
     }
     run_id = mlflow.create_run(training.experiment_id, tags=tags, run_name=algorithm).info.run_id
     try:
-        fitted = fit(recipe, candidate, read(lake, recipe, training.versions), seed)
-        log_fitted(settings, fitted, lake, training.versions, run_id, seed)
+        materials = prepare(recipe, read(lake, recipe, training.versions))
+        refuse_leaks(materials.found)
+        trials = Trials(mlflow, training.experiment_id, run_id, content)
+        found = search(candidate, materials, seed, trials, progress)
+        log_fitted(settings, fit(found, materials, seed), lake, training.versions, run_id, seed)
     except BaseException:
         mlflow.set_terminated(run_id, "FAILED")
         raise
     mlflow.set_terminated(run_id)
-    return _result(mlflow.get_run(run_id))
+    return _result(recipe, mlflow.get_run(run_id))
 
 
 def finish(settings: Settings, training: Training, results: Sequence[CandidateResult]) -> TrainResult:
-    """Close the parent run with the figures of the candidate that the recipe's metric prefers.
+    """Close the parent run with the figures of the candidate that is best on the validation windows.
 
     Raises:
         TrainingError: there is no candidate.
@@ -212,30 +237,57 @@ def finish(settings: Settings, training: Training, results: Sequence[CandidateRe
         mlflow.set_tag(training.run_id, BEST_RUN, best.run_id)
         mlflow.set_terminated(training.run_id)
     url = registry.run_url(settings, training.experiment_id, training.run_id)
-    return TrainResult(training.recipe, training.versions, training.run_id, url, best, tuple(ranked))
+    return TrainResult(
+        training.recipe, training.versions, training.run_id, url, recipe.promotion.metric, best, tuple(ranked)
+    )
 
 
 def describe(result: TrainResult) -> str:
     """Return the training as Markdown for a person."""
-    rows = [
-        f"| {'**' if entry is result.best else ''}{entry.algorithm}{'**' if entry is result.best else ''} "
-        f"| {entry.metrics['r2']:.4f} | {entry.metrics['mae']:.2f} | {entry.metrics['rmse']:.2f} | {entry.fit_s:.1f} |"
-        for entry in result.candidates
-    ]
+    names = list(result.best.metrics)
+    rows = [_row(entry, names, entry is result.best) for entry in result.candidates]
     used = result.best.rows
     return "\n".join(
         (
             f"[MLflow run]({result.run_url}) of recipe `{result.recipe}`, from `grid/{result.recipe}` version "
             f"{result.versions.grid} and `windows/{result.recipe}` version {result.versions.windows}.",
             "",
-            "| candidate | R² | MAE | RMSE | fit, s |",
-            "|---|---|---|---|---|",
+            f"| candidate | {result.metric}, choosing | {' | '.join(names)} | fit, s |",
+            f"|---{'|---' * (len(names) + 2)}|",
             *rows,
             "",
-            f"Judged on {used['test']:,} held-out windows after training on {used['train']:,}; {used['embargo']:,} in "
-            f"the embargo or later and {used['no_target']:,} without a target served neither.",
+            f"Learnt from {used['train']:,} windows, chosen by {used['validation']:,} others, judged on "
+            f"{used['test']:,} held-out ones; {used['embargo']:,} in the embargo or later and {used['no_target']:,} "
+            "without a target served none.",
+            *_warning(result),
         )
     )
+
+
+def shown(metrics: Mapping[Metric, float]) -> str:
+    """Return metrics in a line for a person."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _row(entry: CandidateResult, names: Sequence[Metric], best: bool) -> str:
+    mark = "**" if best else ""
+    figures = " | ".join(f"{entry.metrics[name]:.4g}" for name in names)
+    return f"| {mark}{entry.algorithm}{mark} | {entry.chosen_by:.4g} | {figures} | {entry.fit_s:.1f} |"
+
+
+def _warning(result: TrainResult) -> list[str]:
+    """A line if a random split would have looked better by far."""
+    own, drawn = result.best.random_split
+    lower = result.metric in LOWER_IS_BETTER
+    losses = (own, drawn) if lower else (1 - own, 1 - drawn)
+    if not losses[1] < (1 - _FAR_BETTER) * losses[0]:
+        return []
+    return [
+        "",
+        f"**A random split would have looked better by far**: {result.metric} {drawn:.4g} in place of {own:.4g} (a "
+        f"small {result.best.algorithm} on each). Neighbouring windows are alike, so that figures from random splits "
+        "say little about what is to come.",
+    ]
 
 
 def _pinned(lake: Lake, table: str, wanted: int | None) -> int:
@@ -256,13 +308,12 @@ def _candidate(recipe: Recipe, algorithm: str) -> Candidate:
 
 
 def _ranked(results: Sequence[CandidateResult], rule: Promotion) -> list[CandidateResult]:
-    """Candidates by the rule's metric, best first; a tie keeps the recipe's order."""
+    """Candidates by the rule's metric on the validation windows, best first; a tie keeps the recipe's order."""
     plain = Promotion(metric=rule.metric)
     ranked: list[CandidateResult] = []
     for result in results:
-        value = result.metrics[rule.metric]
         at = next(
-            (i for i, other in enumerate(ranked) if better(value, other.metrics[rule.metric], plain)), len(ranked)
+            (i for i, other in enumerate(ranked) if better(result.chosen_by, other.chosen_by, plain)), len(ranked)
         )
         ranked.insert(at, result)
     return ranked
@@ -287,9 +338,17 @@ def _newest(mlflow: "MlflowClient", experiment_id: str, content: str, states: tu
     return next((run for run in found if run.info.status in states), None)
 
 
-def _result(run: "Run") -> CandidateResult:
+def _result(recipe: Recipe, run: "Run") -> CandidateResult:
     """Read back what `log_fitted` wrote."""
     figures = run.data.metrics
     rows = {name.removeprefix("rows."): int(count) for name, count in figures.items() if name.startswith("rows.")}
-    metrics: dict[Metric, float] = {name: figures[name] for name in get_args(Metric)}
-    return CandidateResult(run.data.tags[ALGORITHM], run.info.run_id, metrics, rows, figures["fit_s"])
+    return CandidateResult(
+        run.data.tags[ALGORITHM],
+        run.info.run_id,
+        {name: figures[name] for name in recipe.metrics()},
+        {name: figures[f"{VALIDATION}{name}"] for name in recipe.metrics()},
+        figures[f"{VALIDATION}{recipe.promotion.metric}"],
+        (figures["random_split.own"], figures["random_split.random"]),
+        rows,
+        figures["fit_s"],
+    )

@@ -133,27 +133,38 @@ def _matrix(columns: list[Columns]) -> Var:
     return op.add(matrix, op.const(np.zeros((1, width), dtype=np.float32)))
 
 
-def merge(features: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
-    """Join the feature graph and a converted model.
+def merge(
+    features: onnx.ModelProto, model: onnx.ModelProto, head: onnx.ModelProto | None = None, width: int = 1
+) -> onnx.ModelProto:
+    """Join the feature graph, a converted model, and the head that makes its output a prediction.
 
     Args:
         features: `window` → `features`.
-        model: one input float32 [N, F], whose first output is float32 [N, 1].
+        model: one input float32 [N, F], whose first output is float32 [N, K].
+        head: one input float32 [N, K], one output float32 [N, P]; None where the model's output is the prediction.
+        width: P.
 
     Returns:
-        The graph `window` float32 [N, R, T] → `prediction` float32 [N, 1], checked.
+        The graph `window` float32 [N, R, T] → `prediction` float32 [N, P], checked.
 
     Raises:
         TrainingError: if the model's operators are of another generation than the graph's.
     """
-    model = compose.add_prefix(_settled(model), "model/")
-    source, answer = model.graph.input[0].name, model.graph.output[0].name
-    merged = compose.merge_models(features, model, io_map=[(FEATURES, source)], outputs=[answer], name=_NAME)
+    merged, answer = _joined(features, FEATURES, model, "model/")
+    if head is not None:
+        merged, answer = _joined(merged, answer, head, "head/")
     merged.graph.doc_string = ""
-    _rename_output(merged, answer)
+    _rename_output(merged, answer, width)
     merged = _settled(merged)
     onnx.checker.check_model(merged, full_check=True)
     return merged
+
+
+def _joined(first: onnx.ModelProto, output: str, second: onnx.ModelProto, prefix: str) -> tuple[onnx.ModelProto, str]:
+    """Feed an output of one graph to another, and return both as one with the name of the second's first output."""
+    second = compose.add_prefix(_settled(second), prefix)
+    source, answer = second.graph.input[0].name, second.graph.output[0].name
+    return compose.merge_models(first, second, io_map=[(output, source)], outputs=[answer], name=_NAME), answer
 
 
 def _settled(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -172,11 +183,11 @@ def _settled(model: onnx.ModelProto) -> onnx.ModelProto:
     return settled
 
 
-def _rename_output(model: onnx.ModelProto, name: str) -> None:
-    """Give the output its name for good, and its shape: a row a window, one prediction each."""
+def _rename_output(model: onnx.ModelProto, name: str, width: int) -> None:
+    """Give the output its name for good, and its shape: a row a window, its prediction in so many columns."""
     for node in model.graph.node:
         node.output[:] = [PREDICTION if output == name else output for output in node.output]
         node.input[:] = [PREDICTION if source == name else source for source in node.input]
     del model.graph.output[:]
-    shape: list[str | int | None] = ["N", 1]
+    shape: list[str | int | None] = ["N", width]
     model.graph.output.append(onnx.helper.make_tensor_value_info(PREDICTION, onnx.TensorProto.FLOAT, shape))

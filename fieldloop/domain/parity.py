@@ -59,21 +59,28 @@ def certify(
     """Compare predictions on the same windows.
 
     Args:
-        native: [N] float32.
-        batch: [N] float32.
+        native: [N, P] float32; with several columns the first is a class's code, and the rest are probabilities.
+        batch: [N, P] float32.
         rows_alone: [K] int64, which of the N were also run one at a time.
-        alone: [K] float32, what they then gave.
+        alone: [K, P] float32, what they then gave.
         rows_with_gaps: of the N windows, those with a missing feature.
         limit: largest difference allowed, unit of the target.
         runtime: versions that computed them, by package.
     """
-    differences = [_largest_difference(native, batch), _largest_difference(native[rows_alone], alone)]
+    if native.shape[1:] != batch.shape[1:]:
+        raise ParityError(f"parity: expected as many columns from both, got {native.shape[1:]} and {batch.shape[1:]}")
+    numbers = slice(1, None) if native.shape[1] > 1 else slice(None)
+    differences = [
+        _largest_difference(native[:, numbers], batch[:, numbers]),
+        _largest_difference(native[rows_alone][:, numbers], alone[:, numbers]),
+    ]
+    flips = int(np.count_nonzero(native[:, 0] != batch[:, 0])) if native.shape[1] > 1 else 0
     known = [difference for difference in differences if difference is not None]
     largest = max(known) if len(known) == len(differences) else None
-    exact = int(np.count_nonzero(batch[rows_alone].view(np.uint32) == alone.view(np.uint32)))
+    exact = int(np.count_nonzero((_bits(batch[rows_alone]) == _bits(alone)).all(axis=1)))
     passed = largest is not None and largest <= limit and len(native) > 0
     return Certificate(
-        len(native), rows_with_gaps, len(alone), exact, largest, 0, limit, passed, dict(sorted(runtime.items()))
+        len(native), rows_with_gaps, len(alone), exact, largest, flips, limit, passed, dict(sorted(runtime.items()))
     )
 
 
@@ -93,6 +100,10 @@ def require(certificate: Certificate) -> None:
         f"held-out windows, got {got}: nothing is registered; train again, or raise the recipe's parity.limit if "
         "that difference does no harm"
     )
+
+
+def _bits(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(values).view(np.uint32)
 
 
 def _largest_difference(first: NDArray[np.float32], second: NDArray[np.float32]) -> float | None:

@@ -11,9 +11,8 @@ NATIVE = np.array([1.0, 2.0, np.nan, 4.0], np.float32)
 
 def certified(batch: list[float], alone: list[float], limit: float = 0.1) -> Certificate:
     """The certificate of graph outputs against NATIVE; windows 0 and 3 also ran alone."""
-    return certify(
-        NATIVE, np.array(batch, np.float32), np.array([0, 3]), np.array(alone, np.float32), 1, limit, {"numpy": "2"}
-    )
+    columns = [np.array(values, np.float32)[:, None] for values in (batch, alone)]
+    return certify(NATIVE[:, None], columns[0], np.array([0, 3]), columns[1], 1, limit, {"numpy": "2"})
 
 
 def test_equal_outputs_pass() -> None:
@@ -46,7 +45,7 @@ def test_refusal(batch: list[float], alone: list[float], said: str) -> None:
 
 def test_nothing_to_compare() -> None:
     """No rows prove nothing."""
-    none = np.zeros(0, np.float32)
+    none = np.zeros((0, 1), np.float32)
     with pytest.raises(ParityError, match="got none"):
         require(certify(none, none, np.zeros(0, np.int64), none, 0, 1.0, {}))
 
@@ -55,3 +54,13 @@ def test_unequal_numbers_of_rows() -> None:
     """Predictions that do not pair up are an error, not a comparison."""
     with pytest.raises(ParityError, match="got 4 and 1"):
         certified([1], [])
+
+
+def test_codes_are_counted_apart() -> None:
+    """A class's code that differs is a flip, not a difference; the probabilities behind it are compared."""
+    native = np.array([[0, 0.6, 0.4], [1, 0.4999, 0.5001]], np.float32)
+    graph = np.array([[0, 0.6, 0.4], [0, 0.5001, 0.4999]], np.float32)
+    certificate = certify(native, graph, np.array([1]), graph[1:], 0, 0.001, {})
+    assert certificate.passed
+    assert certificate.label_flips == 1
+    assert certificate.max_abs_diff == pytest.approx(0.0002, abs=1e-6)

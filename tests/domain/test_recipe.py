@@ -1,5 +1,6 @@
 """Recipes: what they refuse, and what follows from them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from fieldloop.domain.document import load
 from fieldloop.domain.errors import DocumentError
 from fieldloop.domain.metrics import better, regression
 from fieldloop.domain.profile import Channel, Clock, Profile
-from fieldloop.domain.recipe import Promotion, Recipe, load_recipe, recipe_names, to_us
+from fieldloop.domain.recipe import Promotion, Recipe, load_recipe, recipe_names
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "recipes" / "turbine-power.yaml").read_text()
@@ -51,6 +52,14 @@ def test_wind_farm() -> None:
         ("metric: wind_direction", "metric: wind_speed", "channels:", "given twice: `wind_speed`"),
         ("metric: active_power", "metric: wind_speed", "target:", "a model must not read what it predicts"),
         ("test_until: 2016", "test_until: 2014", "test_until", "expected a time after train_until"),
+        ("metric: mae", "metric: log_loss", "promotion:", "`log_loss` does not judge a target of kind value"),
+        (
+            "algorithm: ridge, penalty: 1.0",
+            "algorithm: pca",
+            "candidates:",
+            "`pca` does not learn a target of kind",
+        ),
+        ("{metric: active_power}", "{kind: clas, metric: active_power}", "target:", "clas"),
         ("[0, 40]", "[40, 0]", "wind_speed", "expected [lowest, highest], got [40.0, 0.0]"),
         ("length: 6", "length: 2", "window:", "frozen_steps 3 of `wind_speed` never fit into a window of 2"),
         ("trees: 200", "tress: 200", "xgboost", "unknown key `tress` in `candidates.0.xgboost`; did you mean `trees`?"),
@@ -105,13 +114,63 @@ def test_profile_without_a_channel() -> None:
         recipe.window_spec(profile(*recipe.inputs))
 
 
-def test_splits_leave_an_embargo() -> None:
-    """No test window begins before the split, no training window ends after it, and those in between serve neither."""
-    recipe = load(Recipe, TEXT, "r.yaml")
-    until_us = to_us(recipe.split.train_until)
-    end_us = until_us + np.arange(-12, 12) * recipe.step_us
-    assert recipe.splits(end_us).tolist() == ["train"] * 12 + [""] * 5 + ["test"] * 7
-    assert recipe.splits(np.array([to_us(recipe.split.test_until)])).tolist() == [""]
+SPLIT = TEXT[TEXT.index("split:") : TEXT.index("candidates:")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "expected"),
+    [
+        (SPLIT, "split: {by: random}\n", "split:", "share steps, so that a random test would ask for what was learnt"),
+        (SPLIT, "split: {by: device}\n", "split:", "missing key `test` in `split.device`"),
+        (SPLIT, "split: {by: run}\n", "split:", "expected either `gap_steps`"),
+        ("{metric: active_power}", "{kind: class, labels: {file: a.csv}, classes: [a]}", "target:", "at least 2 items"),
+        ("{metric: active_power}", "{kind: class, labels: {}, classes: [a, b]}", "target:", "either `file` or `table`"),
+        ("{metric: active_power}", "{kind: class, metric: active_power, classes: [a, b]}", "target:", "its value"),
+        ("{metric: active_power}", "{kind: time_to_event, at_end: true, unit: h}", "split:", "give the target a `cap`"),
+        ("trees: 20,", "trees: 20, search: {trees: {low: 9, high: 4}},", "extra_trees", "expected low below high"),
+        (
+            "trees: 20,",
+            "trees: 20, search: {trees: {low: 1, high: 9999}},",
+            "extra_trees",
+            "or equal to 1000",
+        ),
+        ("trees: 20,", "trees: 20, search: {leafs: {low: 1, high: 9}},", "extra_trees", "`leafs` is no setting"),
+        ("algorithm: ridge, penalty: 1.0", "algorithm: last_value", "name:", "needs the target's metric among the"),
+        ("promotion: {metric: mae,", "promotion: {metric: auc,", "promotion:", "`auc` does not judge a target of kind"),
+    ],
+)
+def test_use_cases_that_cannot_be(old: str, new: str, at: str, expected: str) -> None:
+    """Splits, targets and searches that do not hold together are refused at their line."""
+    found = re.findall(r"^r\.yaml:(\d+): (.*)", refusal(old, new), re.MULTILINE)
+    assert any(int(line) == line_of(at) and expected in error for line, error in found), found
+
+
+@pytest.mark.parametrize(
+    ("target", "metric", "width", "unit"),
+    [
+        ("{metric: active_power, horizon: 3}", "mae", 1, ""),
+        ("{kind: class, metric: active_power, classes: {low: 0, high: 1}}", "log_loss", 1, "probability of high"),
+        ("{kind: class, labels: {file: a.csv}, classes: [a, b, c], otherwise: a}", "log_loss", 4, "class"),
+        ("{kind: anomaly}", "alarm_excess", 1, "share of the threshold"),
+        ("{kind: anomaly, labels: {table: labels/a}}", "average_precision", 1, "share of the threshold"),
+        ("{kind: time_to_event, at_end: true, unit: h, cap: 10}", "mae", 1, "h"),
+    ],
+)
+def test_kinds_of_targets(target: str, metric: str, width: int, unit: str) -> None:
+    """Each kind has a metric to be judged by, a prediction of its width, and a unit."""
+    kind = "pca" if "anomaly" in target else "majority" if "class" in target else "mean"
+    text = re.sub(r"candidates:.*?promotion: .*?\n", f"candidates: [{{algorithm: {kind}}}]\n", TEXT, flags=re.DOTALL)
+    recipe = load(Recipe, text.replace("{metric: active_power}", target), "r.yaml")
+    assert (recipe.promotion.metric, recipe.width) == (metric, width)
+    assert recipe.target_unit(profile("active_power")) == unit
+
+
+def test_a_forecast_may_read_what_it_predicts() -> None:
+    """With a horizon the target may be among the channels, and the baseline repeats it."""
+    text = TEXT.replace("{metric: active_power}", "{metric: wind_speed, horizon: 6}")
+    recipe = load(Recipe, text.replace("algorithm: ridge, penalty: 1.0", "algorithm: last_value"), "r.yaml")
+    assert recipe.beside == ()
+    assert recipe.lookahead == 6
 
 
 def test_metrics_of_known_errors() -> None:

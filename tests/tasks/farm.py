@@ -8,8 +8,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from fieldloop.domain.recipe import Recipe, load_recipe
-from fieldloop.stores.lake import Lake
+from fieldloop.stores.lake import TIME, Lake
 from fieldloop.stores.settings import Settings
+from tasks.preprocess import split_up
 
 DEVICES = ("T1", "T2")
 BEGIN = datetime(2014, 12, 1, tzinfo=UTC)
@@ -76,8 +77,7 @@ def tables(recipe: Recipe, power: NDArray[np.float32] | None = None) -> tuple[pl
     windows = pl.concat([device[recipe.window.length - 1 :] for device in both]).select(
         "device", end_time="step_time", target="active_power"
     )
-    split = recipe.splits(windows["end_time"].to_physical().to_numpy())
-    return grid, windows.with_columns(split=pl.Series(split.tolist()))
+    return grid, split_up(recipe, windows.with_columns(run_time=pl.lit(BEGIN).cast(TIME)))
 
 
 def _device(name: str, seed: int, power: NDArray[np.float32] | None) -> pl.DataFrame:

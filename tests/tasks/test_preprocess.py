@@ -95,13 +95,14 @@ def test_grid_and_windows_are_versioned_and_made_once(data_plane: Settings, sent
 
 
 def test_no_window_reaches_across_the_split(data_plane: Settings, sent: dict[str, list[bytes]]) -> None:
-    """Windows that train end before New Year, windows that test begin at it, those between serve neither."""
+    """Windows that choose end before New Year, windows that test begin at it, those between parts serve none."""
     recipe = load_recipe(data_plane.root, RECIPE)
     windows = Lake(data_plane).scan(f"windows/{RECIPE}").collect()
     ends = {split: rows["end_time"] for (split,), rows in windows.group_by("split")}
-    assert ends["train"].max() == NEW_YEAR - STEP
+    assert ends["train"].max() < ends["validation"].min()
+    assert ends["validation"].max() == NEW_YEAR - STEP
     assert ends["test"].min() == NEW_YEAR + STEP * (recipe.window.length - 1)
-    assert len(ends[""]) == 2 * (recipe.window.length - 1)
+    assert len(ends[""]) == 2 * 2 * (recipe.window.length - 1)
 
 
 def test_late_hour_is_left_out_as_at_the_edge(data_plane: Settings, sent: dict[str, list[bytes]]) -> None:

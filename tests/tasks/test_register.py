@@ -75,7 +75,7 @@ def test_champion_and_challengers(settings: FarmSettings, training: Training) ->
     assert (alias(settings, "champion"), alias(settings, "challenger")) == (2, 3)
 
     card = registry.client(settings).get_model_version(NAME, "2").description
-    assert "R²" in card
+    assert "mae " in card
     assert "largest difference" in card
     assert "Parity: graph and native model differ" in describe(better)
 

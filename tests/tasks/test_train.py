@@ -18,6 +18,7 @@ from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks import candidates
+from tasks.candidates import Problem, scikit
 from tasks.examples import apply, examples, read, session_of, spread_out
 from tasks.train import BEST_RUN, CandidateResult, Training, begin, describe, finish, train_candidate
 from tests.tasks.farm import BEGIN, DEVICES, SPLIT, FarmSettings, farm, hours, tables, write_tables
@@ -50,10 +51,10 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray[Any, Any]]:
     fed: list[np.ndarray[Any, Any]] = []
     real = candidates.fit
 
-    def watched(candidate: Any, features: Any, target: Any, seed: int) -> candidates.Model:
+    def watched(candidate: Any, of: Any, names: Any, features: Any, target: Any, seed: int) -> candidates.Learner:
         assert len(features) == len(target)
         fed.append(target)
-        return real(candidate, features, target, seed)
+        return real(candidate, of, names, features, target, seed)
 
     monkeypatch.setattr(candidates, "fit", watched)
     return fed
@@ -63,15 +64,16 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray[Any, Any]]:
 def test_no_row_after_the_split_reaches_training(
     settings: FarmSettings, monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:
-    """With the hour as target, what is fitted to ends before the split, and reaches up to it."""
+    """With the hour as target, all that is fitted to ends before the split; what is kept reaches up to it."""
     versions = write_tables(settings, NAME, hours())
     fed = spy(monkeypatch)
     training = begin(settings, NAME, [algorithm], *versions, SEED)
     result = train_candidate(settings, training, algorithm, SEED)
-    (target,) = fed
-    assert target.max() < SPLIT_HOUR
-    assert target.max() > SPLIT_HOUR - 1
-    assert len(target) == result.rows["train"]
+    first, kept, *_ = fed
+    assert max(target.max() for target in fed) < SPLIT_HOUR
+    assert kept.max() > SPLIT_HOUR - 1
+    assert len(first) == result.rows["train"]
+    assert len(kept) == result.rows["train"] + result.rows["validation"]
 
 
 def test_index_with_a_row_on_the_wrong_side(settings: FarmSettings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,14 +103,15 @@ def test_window_across_the_split(settings: FarmSettings, end: str, split: str) -
     recipe = load_recipe(settings.root, NAME)
     grid, windows = tables(recipe)
     moment = pl.Series([end]).str.to_datetime("%Y-%m-%d %H:%M", time_unit="us", time_zone="UTC")
-    extra = pl.DataFrame({"device": ["T1"], "end_time": moment, "target": [1.0], "split": [split]})
+    run = pl.Series([BEGIN]).cast(moment.dtype)
+    extra = pl.DataFrame({"device": ["T1"], "end_time": moment, "target": [1.0], "run_time": run, "split": [split]})
     step = grid[:1].with_columns(step_time=moment)
     later = windows.filter(pl.col("end_time") != moment[0])
     with pytest.raises(TrainingError, match="wrong side of the split"):
         examples(
             recipe,
             pl.concat([grid.filter(pl.col("step_time") != moment[0]), step]),
-            pl.concat([later, extra.with_columns(pl.col("target").cast(pl.Float32))]),
+            pl.concat([later, extra.with_columns(pl.col("target").cast(pl.Float32)).select(later.columns)]),
         )
 
 
@@ -125,12 +128,12 @@ def test_tables_that_do_not_belong_together(settings: FarmSettings) -> None:
 
 
 def test_every_window_is_counted(settings: FarmSettings) -> None:
-    """Train, test, embargo and no target add up to all windows."""
+    """Train, validation, test, embargo and no target add up to all windows."""
     recipe = load_recipe(settings.root, NAME)
     grid, windows = tables(recipe)
     counts = examples(recipe, grid, windows).counts()
     assert sum(counts.values()) == len(windows)
-    assert counts["embargo"] == 3 * len(DEVICES)
+    assert counts["embargo"] == 2 * 3 * len(DEVICES)  # before validation and before test
     assert counts["no_target"] > 0
 
 
@@ -209,7 +212,7 @@ def test_best_candidate_closes_the_training(
     """The parent names the best run, and the report lists all with the best first."""
     training, results = trained
     result = finish(settings, training, results)
-    assert result.best.metrics["mae"] == min(entry.metrics["mae"] for entry in results)
+    assert result.best.validation["mae"] == min(entry.validation["mae"] for entry in results)
     parent = registry.client(settings).get_run(training.run_id)
     assert parent.data.tags[BEST_RUN] == result.best.run_id
     assert parent.info.status == "FINISHED"
@@ -265,7 +268,7 @@ def test_native_model_with_a_foreign_type() -> None:
     import skops.io  # type: ignore[import-untyped]
 
     with pytest.raises(TrainingError, match=r"types that are not trusted: .*Path"):
-        candidates.restore(candidates.SKOPS_FILE, skops.io.dumps({"a": Path("x")}))
+        scikit.restore(skops.io.dumps({"a": Path("x")}), Problem("value"))
 
 
 def test_a_quarter_of_the_sample_has_gaps() -> None:

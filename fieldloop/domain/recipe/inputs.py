@@ -45,6 +45,12 @@ class Grid(Part):
 
 
 class Window(Part):
-    """How much of the past a model reads, in steps, the present one included."""
+    """How much of the past a model reads, in steps, the present one included.
+
+    Attributes:
+        length: steps in a window.
+        stride: steps from one window that trains or judges to the next. The edge scores every step.
+    """
 
     length: int = Field(ge=2, le=1_024)
+    stride: int = Field(1, ge=1, le=100_000)

@@ -2,24 +2,37 @@
 
 import hashlib
 import json
+import math
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fieldloop.domain.document import load
 from fieldloop.domain.errors import DocumentError
 from fieldloop.domain.profile import Channel as ProfileChannel
 from fieldloop.domain.profile import Profile
-from fieldloop.domain.recipe.candidates import Candidate
+from fieldloop.domain.recipe.candidates import SUITED, Candidate
 from fieldloop.domain.recipe.inputs import LEAST_STEPS, MOST_CROSSED, Family, Grid, InputChannel, Window
-from fieldloop.domain.recipe.part import Name, Part, refuse_repeated, to_us
-from fieldloop.domain.recipe.rules import Parity, Promotion, Release
-from fieldloop.domain.recipe.split import Split
-from fieldloop.domain.recipe.target import Target
+from fieldloop.domain.recipe.part import Name, Part, refuse_repeated
+from fieldloop.domain.recipe.rules import METRICS, Metric, Parity, Promotion, Release, Search
+from fieldloop.domain.recipe.split import AtRandom, ByRun, ByTime, Globs, Split
+from fieldloop.domain.recipe.target import UNIT_US, Class, Labels, Target, TimeToEvent, Value
 from fieldloop.domain.rollout.plan import Plan
 from fieldloop.domain.windows import CLOCK, WindowSpec
+
+
+class Devices(Part):
+    """Which devices of the recipe's profiles it is about: name patterns to take, and patterns to leave out."""
+
+    include: Globs = ("*",)
+    exclude: Globs = ()
+
+    def takes(self, device: str) -> bool:
+        """Tell whether a device belongs to the use case."""
+        return _matches(device, self.include) and not _matches(device, self.exclude)
 
 
 class Recipe(Part):
@@ -28,6 +41,7 @@ class Recipe(Part):
     name: Name
     description: str
     profiles: tuple[Name, ...] = Field(min_length=1)
+    devices: Devices = Devices()
     channels: tuple[InputChannel, ...] = Field(min_length=1, max_length=256)
     target: Target
     grid: Grid
@@ -35,7 +49,8 @@ class Recipe(Part):
     features: tuple[Family, ...] = Field(min_length=1)
     split: Split
     candidates: tuple[Candidate, ...] = Field(min_length=1)
-    promotion: Promotion = Promotion()
+    search: Search = Search()
+    promotion: Promotion = Field(default=Promotion(), validate_default=True)
     parity: Parity
     release: Release = Release()
     rollout: Plan = Plan()
@@ -54,15 +69,28 @@ class Recipe(Part):
 
     @field_validator("candidates")
     @classmethod
-    def _distinct_candidates(cls, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    def _suited_candidates(cls, candidates: tuple[Candidate, ...], info: ValidationInfo) -> tuple[Candidate, ...]:
         refuse_repeated([candidate.algorithm for candidate in candidates])
+        target = info.data.get("target")
+        if target is None:
+            return candidates
+        for candidate in candidates:
+            if candidate.algorithm not in SUITED[target.kind]:
+                raise ValueError(
+                    f"`{candidate.algorithm}` does not learn a target of kind {target.kind}; "
+                    f"expected one of {', '.join(SUITED[target.kind])}"
+                )
         return candidates
 
     @field_validator("target")
     @classmethod
     def _not_an_input(cls, target: Target, info: ValidationInfo) -> Target:
-        if target.metric in [channel.metric for channel in info.data.get("channels", ())]:
-            raise ValueError(f"`{target.metric}` is among the channels; a model must not read what it predicts")
+        inputs = [channel.metric for channel in info.data.get("channels", ())]
+        if target.metric in inputs and not (isinstance(target, Value | Class) and target.horizon):
+            raise ValueError(
+                f"`{target.metric}` is among the channels; a model must not read what it predicts. "
+                "Take it out, or predict its future with a horizon of at least 1"
+            )
         return target
 
     @field_validator("window")
@@ -89,9 +117,55 @@ class Recipe(Part):
                 raise ValueError(f"`{family}` pairs 2 to {MOST_CROSSED} channels, got {len(channels)}")
         return features
 
+    @field_validator("split")
+    @classmethod
+    def _honest(cls, split: Split, info: ValidationInfo) -> Split:
+        window, target = info.data.get("window"), info.data.get("target")
+        if window is None or target is None:
+            return split
+        if isinstance(split, AtRandom) and window.stride < window.length + target.horizon:
+            raise ValueError(
+                f"windows of {window.length} steps, one every {window.stride}, with a horizon of {target.horizon} "
+                "share steps, so that a random test would ask for what was learnt. Split by time, device or run, or "
+                f"set window.stride to at least {window.length + target.horizon}"
+            )
+        if isinstance(split, ByTime | AtRandom) and isinstance(target, TimeToEvent) and target.cap is None:
+            raise ValueError(
+                "the time to an event looks ahead without end, across any border in time: give the target a `cap`, or "
+                "split by device or run"
+            )
+        return split
+
+    @field_validator("promotion")
+    @classmethod
+    def _metric_of_the_target(cls, promotion: Promotion, info: ValidationInfo) -> Promotion:
+        target = info.data.get("target")
+        if target is None:
+            return promotion
+        known = METRICS[target.kind]
+        if "metric" not in promotion.model_fields_set:
+            labelled = target.kind == "anomaly" and (target.labels or target.metric)
+            return promotion.model_copy(update={"metric": "average_precision" if labelled else known[0]})
+        if promotion.metric not in known:
+            raise ValueError(
+                f"`{promotion.metric}` does not judge a target of kind {target.kind}; "
+                f"expected one of {', '.join(known)}"
+            )
+        return promotion
+
+    @model_validator(mode="after")
+    def _baseline_can_see(self) -> "Recipe":
+        wanted = [candidate for candidate in self.candidates if candidate.algorithm == "last_value"]
+        if wanted and (self.target.metric not in self.inputs or "level" not in self.features):
+            raise ValueError(
+                "candidate `last_value` needs the target's metric among the channels (with a horizon) and the feature "
+                "family `level`"
+            )
+        return self
+
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Canonical names of the channels that the model reads, in order."""
+        """Canonical names of the window's rows, in order."""
         return tuple(channel.metric for channel in self.channels)
 
     @property
@@ -105,6 +179,32 @@ class Recipe(Part):
         return (*self.inputs, CLOCK) if self.clock else self.inputs
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """Metrics that the grid holds beside the window's rows: what is predicted, what numbers the runs."""
+        wanted = (self.target.metric, self.split.metric if isinstance(self.split, ByRun) else None)
+        return tuple(dict.fromkeys(metric for metric in wanted if metric and metric not in self.inputs))
+
+    @property
+    def labels(self) -> Labels | None:
+        """Where labelled intervals come from, None where a channel says it."""
+        return self.target.labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes by code; none for other targets."""
+        return self.target.names if isinstance(self.target, Class) else ()
+
+    @property
+    def target_name(self) -> str:
+        """What a prediction is called: the metric, else what kind of thing it is."""
+        return self.target.metric or self.target.kind
+
+    @property
+    def width(self) -> int:
+        """Columns of a prediction: the answer, and for three and more classes the probability of each."""
+        return 1 + len(self.classes) if len(self.classes) > 2 else 1
+
+    @property
     def digest(self) -> str:
         """SHA-256 of what a model depends on: neither of layout and comments, nor of how it is rolled out."""
         content = json.dumps(self.model_dump(mode="json", exclude={"rollout"}), sort_keys=True, separators=(",", ":"))
@@ -115,41 +215,50 @@ class Recipe(Part):
         """Grid step, microseconds."""
         return self.grid.step_s * 1_000_000
 
+    @property
+    def lookahead(self) -> int:
+        """Steps behind a window's end that its target may depend on."""
+        if isinstance(self.target, TimeToEvent) and self.target.cap is not None:
+            return math.ceil(self.target.cap * UNIT_US[self.target.unit] / self.step_us)
+        return self.target.horizon
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Return the metrics by which this kind of target is judged."""
+        return METRICS[self.target.kind]
+
     def window_spec(self, profile: Profile) -> WindowSpec:
         """Return what the gateway and `preprocess` need to cut windows from devices of one profile.
 
         Raises:
-            DocumentError: if the profile lacks a channel or the target.
+            DocumentError: if the profile lacks a channel, or a metric that the grid holds beside them.
         """
-        rules = tuple(self._channel(profile, metric).rule for metric in self.inputs)
-        self.target_channel(profile)
+        rules = tuple(self.channel(profile, metric).rule for metric in self.inputs)
+        for metric in self.beside:
+            self.channel(profile, metric)
         grace_us = self.grid.grace_s * 1_000_000
         return WindowSpec(self.inputs, rules, self.step_us, self.window.length, grace_us, self.clock)
 
-    def target_channel(self, profile: Profile) -> ProfileChannel:
-        """Return the profile's channel of the target, which knows its unit and grid rule.
+    def target_unit(self, profile: Profile) -> str:
+        """Return the unit of a prediction, for people.
+
+        Raises:
+            DocumentError: if the profile lacks the target.
+        """
+        match self.target:
+            case Value():
+                return self.channel(profile, self.target.metric).unit
+            case TimeToEvent():
+                return self.target.unit
+            case Class():
+                return "class" if self.width > 1 else f"probability of {self.classes[1]}"
+        return "share of the threshold"
+
+    def channel(self, profile: Profile, metric: str) -> ProfileChannel:
+        """Return the profile's channel of a metric, which knows its unit and grid rule.
 
         Raises:
             DocumentError: if the profile lacks it.
         """
-        return self._channel(profile, self.target.metric)
-
-    def splits(self, end_us: NDArray[np.int64]) -> NDArray[np.str_]:
-        """Return "train", "test" or "" (embargo or later) for windows by the start of their last step.
-
-        Args:
-            end_us: [N] int64, UTC microseconds.
-
-        Returns:
-            [N] str.
-        """
-        first_us = end_us - (self.window.length - 1) * self.step_us
-        until_us = end_us + self.step_us
-        train = until_us <= to_us(self.split.train_until)
-        test = (first_us >= to_us(self.split.train_until)) & (until_us <= to_us(self.split.test_until))
-        return np.where(train, "train", np.where(test, "test", ""))
-
-    def _channel(self, profile: Profile, metric: str) -> ProfileChannel:
         for channel in profile.channels:
             if channel.metric == metric:
                 return channel
@@ -157,6 +266,11 @@ class Recipe(Part):
             f"recipe {self.name}: profile `{profile.name}` has no metric `{metric}`; "
             f"expected one of {', '.join(profile.metrics())}"
         )
+
+    def thinned(self, end_us: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which windows are kept, [N] bool, by the start of their last step ([N] int64, UTC microseconds)."""
+        kept: NDArray[np.bool_] = end_us // self.step_us % self.window.stride == 0
+        return kept
 
 
 def load_recipe(root: Path, name: str) -> Recipe:
@@ -177,3 +291,7 @@ def load_recipe(root: Path, name: str) -> Recipe:
 def recipe_names(root: Path) -> tuple[str, ...]:
     """Return the names of all recipes below the repository's root, sorted."""
     return tuple(sorted(path.stem for path in (root / "recipes").glob("*.yaml")))
+
+
+def _matches(device: str, patterns: Globs) -> bool:
+    return any(fnmatchcase(device, pattern) for pattern in patterns)

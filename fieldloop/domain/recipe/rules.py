@@ -1,16 +1,32 @@
-"""When a model is promoted, proved and released."""
+"""How candidates are compared, and when a model is promoted, proved and released."""
 
 from typing import Literal
 
 from pydantic import Field
 
 from fieldloop.domain.recipe.part import Part, Positive, Rows
+from fieldloop.domain.recipe.target import Kind
 
-Metric = Literal["mae", "rmse", "r2"]
+Metric = Literal[
+    "mae", "rmse", "r2",
+    "log_loss", "accuracy", "balanced_accuracy", "f1", "auc", "average_precision",
+    "alarm_share", "alarm_excess", "precision", "recall",
+]  # fmt: skip
+
+# Those a kind of target is judged by; the first is the one to choose and promote by unless the recipe names another.
+METRICS: dict[Kind, tuple[Metric, ...]] = {
+    "value": ("mae", "rmse", "r2"),
+    "time_to_event": ("mae", "rmse", "r2"),
+    "class": ("log_loss", "accuracy", "balanced_accuracy", "f1", "auc", "average_precision"),
+    "anomaly": ("alarm_excess", "alarm_share", "auc", "average_precision", "precision", "recall", "f1"),
+}
 
 
 class Promotion(Part):
-    """A challenger becomes champion if its metric on the held-out windows is better by more than `margin` (a share)."""
+    """A challenger becomes champion if its metric on the held-out windows is better by more than `margin` (a share).
+
+    Candidates of one training are ranked by the same metric, on the validation windows.
+    """
 
     metric: Metric = "mae"
     margin: float = Field(0.0, ge=0, lt=1)
@@ -28,3 +44,10 @@ class Release(Part):
 
     canary_rows: int = Field(32, ge=1, le=1_024)
     tolerance: float = Field(0.0, ge=0)
+
+
+class Search(Part):
+    """What searching a candidate's space may cost: so many trials, and no new one after so many seconds."""
+
+    trials: int = Field(20, ge=1, le=1_000)
+    seconds: float | None = Field(None, gt=0)

@@ -1,0 +1,201 @@
+"""Learners of our own, small enough to be kept as JSON: baselines, and principal components for anomalies."""
+
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import onnx
+import spox.opset.ai.onnx.v17 as op
+from numpy.typing import NDArray
+from spox import Tensor, Var, argument, build
+
+from fieldloop.domain.errors import TrainingError
+from fieldloop.domain.recipe.candidates import Pca
+from tasks.candidates.learner import Matrix, Problem
+
+FILE: Final = "arrays.json"
+
+
+class Constant(msgspec.Struct, frozen=True, tag="constant"):
+    """The same answer for every window.
+
+    Attributes:
+        answer: [K] mean of the values, or shares of the classes.
+    """
+
+    answer: tuple[float, ...]
+
+    def raw(self, features: Matrix) -> Matrix:
+        """See `Learner`."""
+        return np.tile(np.array(self.answer, dtype=np.float32), (len(features), 1))
+
+    def convert(self, width: int) -> onnx.ModelProto:
+        """See `Learner`."""
+        features = _features(width)
+        rows = op.slice(op.shape(features), _index(0), _index(1))
+        shape = op.concat([rows, _index(len(self.answer))], axis=0)
+        return _graph(features, op.expand(op.const(np.array([self.answer], dtype=np.float32)), shape))
+
+    def dump(self) -> tuple[str, bytes]:
+        """See `Learner`."""
+        return FILE, msgspec.json.encode(self)
+
+    def shares(self) -> None:
+        """Nothing counts."""
+        return None
+
+
+class Last(msgspec.Struct, frozen=True, tag="last"):
+    """It stays as it is.
+
+    Attributes:
+        column: feature that holds the target's present value.
+        otherwise: the answer where that is missing.
+    """
+
+    column: int
+    otherwise: float
+
+    def raw(self, features: Matrix) -> Matrix:
+        """See `Learner`."""
+        present = features[:, self.column : self.column + 1]
+        return np.where(np.isnan(present), np.float32(self.otherwise), present)
+
+    def convert(self, width: int) -> onnx.ModelProto:
+        """See `Learner`."""
+        features = _features(width)
+        present = op.gather(features, _index(self.column), axis=1)
+        return _graph(features, op.where(op.isnan(present), op.const(np.float32(self.otherwise)), present))
+
+    def dump(self) -> tuple[str, bytes]:
+        """See `Learner`."""
+        return FILE, msgspec.json.encode(self)
+
+    def shares(self) -> None:
+        """One feature alone counts, whose name says it."""
+        return None
+
+
+class Components(msgspec.Struct, frozen=True, tag="components"):
+    """Principal components of standardized features, and what lies off them.
+
+    Attributes:
+        middle: [F] medians, which stand where a feature is missing.
+        mean: [F].
+        scale: [F] standard deviations.
+        axes: [F][P] directions.
+        variance: [P] along them.
+        statistics: of `q` and `t2`, those wanted.
+    """
+
+    middle: list[float]
+    mean: list[float]
+    scale: list[float]
+    axes: list[list[float]]
+    variance: list[float]
+    statistics: tuple[str, ...]
+
+    def raw(self, features: Matrix) -> Matrix:
+        """See `Learner`."""
+        filled = np.where(np.isnan(features), np.array(self.middle), features.astype(np.float64))
+        standard = (filled - np.array(self.mean)) / np.array(self.scale)
+        axes = np.array(self.axes)
+        along = standard @ axes
+        found = {
+            "q": np.square(standard - along @ axes.T).sum(axis=1),
+            "t2": (np.square(along) / np.array(self.variance)).sum(axis=1),
+        }
+        return np.stack([found[name] for name in self.statistics], axis=1).astype(np.float32)
+
+    def convert(self, width: int) -> onnx.ModelProto:
+        """See `Learner`."""
+        features = _features(width)
+        wide = op.cast(features, to=np.float64)
+        filled = op.where(op.isnan(wide), _row(self.middle), wide)
+        standard = op.div(op.sub(filled, _row(self.mean)), _row(self.scale))
+        axes = np.array(self.axes)
+        along = op.matmul(standard, op.const(axes))
+        off = op.sub(standard, op.matmul(along, op.const(np.ascontiguousarray(axes.T))))
+        found = {"q": _sum(op.mul(off, off)), "t2": _sum(op.div(op.mul(along, along), _row(self.variance)))}
+        return _graph(features, op.cast(op.concat([found[name] for name in self.statistics], axis=1), to=np.float32))
+
+    def dump(self) -> tuple[str, bytes]:
+        """See `Learner`."""
+        return FILE, msgspec.json.encode(self)
+
+    def shares(self) -> NDArray[Any]:
+        """Return how much of the components' variance lies along each feature."""
+        shares: NDArray[Any] = np.square(np.array(self.axes)) @ np.array(self.variance)
+        return shares
+
+
+def fit_constant(problem: Problem, target: NDArray[np.float32]) -> Constant:
+    """Take the mean of [N] values, or the shares of [N] codes."""
+    if problem.classifies:
+        counts = np.bincount(target.astype(np.int64), minlength=problem.classes)
+        return Constant(tuple((counts / len(target)).tolist()))
+    return Constant((float(np.mean(target, dtype=np.float64)),))
+
+
+def fit_last(problem: Problem, names: tuple[str, ...], target: NDArray[np.float32]) -> Last:
+    """Look up which feature holds the target's present value.
+
+    Raises:
+        TrainingError: none does.
+    """
+    if problem.last_value not in names:
+        raise TrainingError(f"last_value: expected a feature {problem.last_value}, got {', '.join(names)}")
+    return Last(names.index(problem.last_value), float(np.mean(target, dtype=np.float64)))
+
+
+def fit_components(candidate: Pca, features: Matrix) -> Components:
+    """Find as many components as hold the share of the variance that is wanted."""
+    wide = features.astype(np.float64)
+    empty = np.isnan(wide).all(axis=0)
+    middle = np.zeros(wide.shape[1])
+    middle[~empty] = np.nanmedian(wide[:, ~empty], axis=0)
+    filled = np.where(np.isnan(wide), middle, wide)
+    mean, spread = filled.mean(axis=0), filled.std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    standard = (filled - mean) / scale
+    variance, axes = np.linalg.eigh(standard.T @ standard / len(standard))
+    variance, axes = variance[::-1], axes[:, ::-1]
+    held = np.cumsum(variance) / max(float(variance.sum()), np.finfo(np.float64).tiny)
+    number = int(np.searchsorted(held, candidate.explained)) + 1
+    statistics = ("q", "t2") if candidate.statistic == "both" else (candidate.statistic,)
+    kept = np.maximum(variance[:number], np.finfo(np.float64).eps)
+    return Components(
+        middle.tolist(), mean.tolist(), scale.tolist(), axes[:, :number].tolist(), kept.tolist(), statistics
+    )
+
+
+def restore(data: bytes) -> Constant | Last | Components:
+    """Return the learner that `dump` wrote.
+
+    Raises:
+        TrainingError: it is none.
+    """
+    try:
+        return msgspec.json.decode(data, type=Constant | Last | Components)
+    except msgspec.MsgspecError as exc:
+        raise TrainingError(f"native model {FILE}: not a learner: {exc}") from exc
+
+
+def _features(width: int) -> Var:
+    return argument(Tensor(np.float32, ("N", width)))
+
+
+def _graph(features: Var, answer: Var) -> onnx.ModelProto:
+    return build({"input": features}, {"raw": answer})
+
+
+def _index(number: int) -> Var:
+    return op.const(np.array([number], dtype=np.int64))
+
+
+def _row(values: list[float]) -> Var:
+    return op.const(np.array([values], dtype=np.float64))
+
+
+def _sum(values: Var) -> Var:
+    return op.reduce_sum(values, op.const(np.array([1], dtype=np.int64)), keepdims=1)

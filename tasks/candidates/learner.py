@@ -1,0 +1,71 @@
+"""What all families have in common: a fitted learner, and the problem that it was fitted to."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from fieldloop.domain.head import HeadKind
+from fieldloop.domain.recipe import Recipe
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a learner is asked for.
+
+    Attributes:
+        kind: what its raw output is going to become.
+        classes: K for classes, else 1.
+        last_value: name of the feature that holds the target's present value, for the baseline; None without one.
+    """
+
+    kind: HeadKind
+    classes: int = 1
+    last_value: str | None = None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the target is a class."""
+        return self.kind in ("probability", "classes")
+
+
+class Learner(Protocol):
+    """A fitted learner in its own library."""
+
+    def raw(self, features: Matrix, /) -> Matrix:
+        """Return float32 [N, K] for [N, F]: a value, the shares of the classes, or statistics of how unusual it is."""
+        ...
+
+    def convert(self, width: int, /) -> onnx.ModelProto:
+        """Return the same as ONNX: float32 [N, width] → first output float32 [N, K]."""
+        ...
+
+    def dump(self) -> tuple[str, bytes]:
+        """Return a file name and the learner's bytes, without pickle."""
+        ...
+
+    def shares(self) -> NDArray[Any] | None:
+        """Return how much each feature counts, [F], on any scale; None where the learner cannot say."""
+        ...
+
+
+def problem(recipe: Recipe) -> Problem:
+    """Return what a recipe asks of its learners."""
+    last = f"{recipe.target.metric}.last" if recipe.target.metric in recipe.inputs else None
+    match recipe.target.kind:
+        case "class":
+            return Problem("classes" if recipe.width > 1 else "probability", len(recipe.classes))
+        case "anomaly":
+            return Problem("score")
+    return Problem("value", last_value=last)
+
+
+def row_weights(target: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return [N] weights under which every class ([N] codes) weighs the same, 1 on the mean."""
+    _, code, counts = np.unique(target, return_inverse=True, return_counts=True)
+    weights: NDArray[np.float64] = len(target) / (len(counts) * counts[code])
+    return weights
