@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from expectations.profiles import load_profile
 from fieldloop.domain.errors import DocumentError
-from fieldloop.domain.harmonize import harmonize
+from fieldloop.domain.harmonize import harmonize, harmonize_table
+from fieldloop.domain.payloads.records import Table
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Named, Readings, Reason, Reject
 from fieldloop.stores import fleet
@@ -169,6 +170,19 @@ class Decoder:
                     for row in rows.tolist()
                 ]
         return pl.concat(frames), rejects
+
+    def decode_rows(
+        self, profile: Profile, messages: Messages, table: Table | None
+    ) -> tuple[pl.DataFrame, list[Reject]]:
+        """Return rows of a source as rows of table `readings`, and everything that was refused.
+
+        Args:
+            profile: of all their devices.
+            messages: whose rows they are and when they came.
+            table: their raw entries where they came in columns; else the payloads are read.
+        """
+        readings, refused = harmonize(profile, messages) if table is None else harmonize_table(profile, messages, table)
+        return _frame(profile, messages, readings, 0), refused
 
     def _by_profile(self, senders: Sequence[str]) -> list[tuple[str | None, NDArray[np.int64]]]:
         """Return the rows of the messages of each profile, in order; None for devices that have none."""

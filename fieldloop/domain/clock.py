@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldloop.domain.columns import to_floats
+from fieldloop.domain.columns import Coded, Column, Stamps, to_floats
 from fieldloop.domain.profile import Clock
 from fieldloop.domain.zone import local_to_utc_us
 
@@ -24,7 +24,7 @@ _FIRST_PARTS = (1970, 1, 1, 0, 0, 0)  # of those that a device does not send
 
 def event_times(
     clock: Clock,
-    columns: Sequence[Sequence[object]],
+    columns: Sequence[Column],
     devices: Sequence[str],
     arrival_us: NDArray[np.int64],
     cadence_us: int,
@@ -34,7 +34,8 @@ def event_times(
     Args:
         clock: how the device writes its clock. ISO 8601 needs an offset or `Z` where the clock has no zone: a local
             time without one is ambiguous.
-        columns: one of [N] raw entries, one a part for `parts`, none for `arrival`. None where there is no entry.
+        columns: one of [N] raw entries, one a part for `parts`, none for `arrival`. None where there is no entry. An
+            `iso` clock takes `Stamps` too.
         devices: [N] whose records they are, in order of arrival.
         arrival_us: [N] int64, when they arrived, UTC.
         cadence_us: regular distance of two records of one device.
@@ -46,7 +47,7 @@ def event_times(
     if clock.kind == "parts":
         times, local = _parts_us(columns), np.ones(len(arrival_us), dtype=np.bool_)
     else:
-        times, local = _iso_us(["" if entry is None else str(entry) for entry in columns[0]])
+        times, local = _written_us(columns[0])
     if not local.any():
         return times
     if clock.zone is None:
@@ -57,13 +58,23 @@ def event_times(
     return times
 
 
-def _epoch_us(entries: Sequence[object], unit_us: int) -> NDArray[np.int64]:
+def _written_us(column: Column) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return microseconds ([N] int64) of an `iso` clock's column, and which of them lack an offset ([N] bool)."""
+    if isinstance(column, Stamps):
+        return column.us.copy(), np.full(len(column), column.local)
+    if isinstance(column, Coded):
+        times, local = _iso_us([str(entry) for entry in column.entries])
+        return np.append(times, NOT_A_TIME)[column.codes], np.append(local, False)[column.codes]
+    return _iso_us(["" if entry is None else str(entry) for entry in column])
+
+
+def _epoch_us(entries: Column, unit_us: int) -> NDArray[np.int64]:
     numbers = to_floats(entries) * unit_us
     readable = np.isfinite(numbers) & (np.abs(numbers) < _LATEST_US)
     return np.where(readable, np.rint(np.where(readable, numbers, 0)).astype(np.int64), NOT_A_TIME)
 
 
-def _parts_us(columns: Sequence[Sequence[object]]) -> NDArray[np.int64]:
+def _parts_us(columns: Sequence[Column]) -> NDArray[np.int64]:
     """Return microseconds ([N] int64) of times split into year, month, day and so on."""
     given = [to_floats(column) for column in columns]
     whole, proper = [], np.ones(len(columns[0]), dtype=np.bool_)

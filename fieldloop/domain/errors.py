@@ -1,13 +1,14 @@
 """Every error that Fieldloop raises on purpose.
 
 FieldloopError
-├── DocumentError      a profile or recipe that cannot be used; names file and line
+├── DocumentError      a profile, recipe or source's declaration that cannot be used; names file and line
 ├── PayloadError       a message that does not have its profile's format
 ├── ValidationError    a data set that failed its suite
 ├── TrainingError      data or a candidate from which no model can be made
 ├── ParityError        graph and native model differ by more than the recipe allows
 ├── ReleaseError       a release that cannot be built, verified or proved
 │   └── OvertakenError a rollout that somebody else has ended
+├── SourceError        a file, table or service that is not what a source's declaration says
 ├── StoreError         a table, object, version or stream that is missing or refuses
 └── ServiceError       a service that does not start, answer or stop
 """
@@ -43,6 +44,10 @@ class ReleaseError(FieldloopError):
 
 class OvertakenError(ReleaseError):
     """A rollout that somebody else has ended: it was cancelled, or a newer one has its targets."""
+
+
+class SourceError(FieldloopError):
+    """A file, table or service that is not what its source's declaration says; the message says where."""
 
 
 class StoreError(FieldloopError):

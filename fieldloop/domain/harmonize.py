@@ -3,11 +3,14 @@
 The one path that acquisition and the agent both take, so that training and serving see the same readings.
 """
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fieldloop.domain.payloads import formats
+from fieldloop.domain.payloads.records import Records, Table, to_records
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Readings, Reason, Reject
 
@@ -31,9 +34,29 @@ def harmonize(profile: Profile, messages: Messages) -> tuple[Readings, list[Reje
         Reject(int(small[reject.message]), reject.metric, reject.reason, reject.detail) for reject in records.rejects
     ]
 
-    latest_us = messages.arrival_us[row] + profile.future_tolerance_us
+    readings, refused = _accept(profile, messages.arrival_us, replace(records, message=row))
+    return readings, rejects + refused
+
+
+def harmonize_table(profile: Profile, messages: Messages, table: Table) -> tuple[Readings, list[Reject]]:
+    """Return the readings of records that came in columns, as files and databases have them, and what was refused.
+
+    Args:
+        profile: the devices' compiled profile.
+        messages: [M] whose records they are and when they came; payloads are not read.
+        table: the records, its rows are those of the messages.
+    """
+    records = to_records(profile, messages, table)
+    readings, refused = _accept(profile, messages.arrival_us, records)
+    return readings, records.rejects + refused
+
+
+def _accept(profile: Profile, arrival_us: NDArray[np.int64], records: Records) -> tuple[Readings, list[Reject]]:
+    """Return the records' values in canonical units that can be true, and the others refused."""
+    row = records.message
+    latest_us = arrival_us[row] + profile.future_tolerance_us
     future = records.event_us > latest_us
-    rejects += [_from_future(int(row[i]), int(records.event_us[i]), int(latest_us[i])) for i in np.flatnonzero(future)]
+    rejects = [_from_future(int(row[i]), int(records.event_us[i]), int(latest_us[i])) for i in np.flatnonzero(future)]
 
     scale = np.array([channel.scale for channel in profile.channels])
     offset = np.array([channel.offset for channel in profile.channels])

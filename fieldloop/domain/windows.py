@@ -21,6 +21,7 @@ HASH_BYTES = 8
 CLOCK = "clock"  # name of the row that carries the time
 WEEK_US = 7 * 86_400_000_000
 MONDAY_US = 4 * 86_400_000_000  # 1970-01-05 00:00 UTC
+OUT_OF_STREAM = 0  # message of readings that came from files, tables or services in place of the broker's stream
 
 
 class WindowSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,7 +125,8 @@ def device_history(
         channel: [N] int64, row in the window; from C on the channels of `further_rules`; -1 for metrics not read.
         event_us: [N] int64, UTC microseconds, in order of arrival.
         value: [N] float64, canonical unit.
-        message: [N] int64, never decreasing; readings of one message arrive together.
+        message: [N] int64, never decreasing; readings of one message arrive together. `OUT_OF_STREAM` are those
+            that no gateway follows live: they are never late, and make no other reading late.
         spec: what a window is.
         further_rules: rules of channels that belong on the grid but not into windows, such as the target.
 
@@ -136,8 +138,12 @@ def device_history(
             np.zeros(0, np.int64)
         )
     step = event_us // spec.step_us
-    first_step = int(step[message == message[0]].min())
-    timely, watermark_us = on_time(event_us, message, spec)
+    streamed = message > OUT_OF_STREAM
+    first = ~streamed | np.isin(message, message[streamed][:1])  # of the stream the first message, of the rest all
+    first_step = int(step[first].min())
+    timely = ~streamed
+    timely[streamed], watermark_us = on_time(event_us[streamed], message[streamed], spec)
+    watermark_us = max(watermark_us, int(event_us.max()))
     kept = np.flatnonzero(timely & (channel >= 0) & (step >= first_step) & (step < closed_before(watermark_us, spec)))
     kept = kept[first_of_each(channel[kept], event_us[kept])]
     rules = (*spec.rules, *further_rules)

@@ -22,7 +22,7 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "arrival_time": TIME,
         "value": pl.Float64,
         "sequence": pl.Int64,
-        "replay": pl.Int64,  # the replay out of quarantine that brought it; 0 for what landed as it came
+        "replay": pl.Int64,  # what brought it out of the stream's order: a replay, a source; 0 for what came by it
         "year": pl.Int32,
     },
     "quarantine": {
@@ -48,6 +48,16 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
     },
     "devices": {"device": pl.String, "profile": pl.String, "added_at": TIME},
     "targets": {"target": pl.String, "devices": pl.List(pl.String), "labels": pl.List(pl.String), "added_at": TIME},
+    "sources": {
+        "source": pl.String,
+        "number": pl.Int64,  # the source's transaction in `readings` with which the row counts; 0: it always does
+        "after": pl.Int64,  # that transaction before it
+        "item": pl.String,
+        "position": pl.String,  # JSON
+        "rows": pl.Int64,
+        "error": pl.String,
+        "entered_at": TIME,
+    },
     "validations": {
         "run_id": pl.String,
         "device": pl.String,

@@ -15,8 +15,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fieldloop.domain.errors import ServiceError
 
-Bucket = Literal["lake", "mlflow", "releases", "reports"]
-StoreIdentity = Literal["admin", "lake", "mlflow", "releases", "reports"]
+Bucket = Literal["inbox", "lake", "mlflow", "releases", "reports"]
+StoreIdentity = Literal["admin", "inbox", "lake", "mlflow", "releases", "reports"]
 CertificateKind = Literal["platform", "device", "target"]
 StoreKind = Literal["auto", "minio", "seaweedfs"]
 

@@ -18,8 +18,9 @@ def make_secrets(settings: Settings) -> None:
     private_folder(settings.data_dir)
     private_folder(settings.secrets)
     pairs = settings.secrets / "store.json"
-    if not pairs.exists():
-        made = {name: {"access_key": f"fieldloop-{name}", "secret_key": _secret()} for name in STORE_IDENTITIES}
+    made = json.loads(pairs.read_bytes()) if pairs.exists() else {}
+    if missing := [name for name in STORE_IDENTITIES if name not in made]:
+        made |= {name: {"access_key": f"fieldloop-{name}", "secret_key": _secret()} for name in missing}
         write_private(pairs, json.dumps(made, indent=2).encode())
     master = settings.secrets / "store-kms"
     if not master.exists():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fieldloop.domain.grid import DeviceGrid
 from fieldloop.domain.stream import WindowStream
-from fieldloop.domain.windows import WindowSpec, cut, device_history, on_time, window_hash
+from fieldloop.domain.windows import OUT_OF_STREAM, WindowSpec, cut, device_history, on_time, window_hash
 
 STEP = 600_000_000
 
@@ -27,7 +27,7 @@ def arrivals(draw):
     event_us = (np.cumsum(np.array(jumps, dtype=np.int64)) + 1000) * STEP + np.array(within, np.int64) * STEP // 4
     channel = np.array(draw(st.lists(st.integers(-1, 1), min_size=count, max_size=count)), dtype=np.int64)
     value = np.array(draw(st.lists(st.floats(-1e6, 1e6), min_size=count, max_size=count)), dtype=np.float64)
-    message = np.cumsum(draw(st.lists(st.integers(0, 1), min_size=count, max_size=count)), dtype=np.int64)
+    message = 1 + np.cumsum(draw(st.lists(st.integers(0, 1), min_size=count, max_size=count)), dtype=np.int64)
     return channel, event_us, value, message
 
 
@@ -73,6 +73,30 @@ def test_reading_after_its_step_closed_is_late():
     assert watermark == 12 * STEP
     timely, _ = on_time(event_us, message, spec(grace_steps=2))
     assert timely.all()
+
+
+def test_history_is_never_late_and_makes_nothing_late():
+    """Readings from outside the stream are kept before, between and after live ones, judged among themselves."""
+    live = np.array([10, 12, 11, 13, 20], dtype=np.int64)
+    history = np.array([3, 4, 11, 12, 30], dtype=np.int64)
+    message = np.append(np.full(len(history), OUT_OF_STREAM), np.arange(1, 1 + len(live)))
+    event_us = np.append(history * STEP, live * STEP + 1)
+    channel = np.zeros(len(message), dtype=np.int64)
+    grid, rows = device_history(channel, event_us, np.arange(10.0), message, spec(1))
+    of_step = dict(zip(grid.steps.tolist(), grid.values[0].tolist(), strict=True))
+    kept = {step: value for step, value in of_step.items() if value == value}
+    assert kept == {3: 0, 4: 1, 10: 5, 11: 2, 12: 4.5, 13: 8, 20: 9}
+    assert grid.steps[rows].tolist() == [4, 10, 11, 12, 13, 20]
+
+
+def test_live_readings_before_any_history_are_kept():
+    """The first step is the earliest that either was seen in."""
+    event_us = np.array([20, 21, 10, 11, 12], dtype=np.int64) * STEP
+    message = np.array([OUT_OF_STREAM, OUT_OF_STREAM, 1, 2, 3])
+    grid, rows = device_history(np.zeros(5, np.int64), event_us, np.arange(5.0), message, spec(1))
+    assert grid.steps[rows].tolist() == [11, 12, 20]
+    history, _ = device_history(np.zeros(2, np.int64), event_us[:2], np.arange(2.0), message[:2], spec(1))
+    assert history.steps.tolist() == [20]
 
 
 def test_window_spans_gaps_with_nan():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldloop.domain.payloads.records import Column
+from fieldloop.domain.columns import Column
 from fieldloop.domain.profile import BinaryField, Profile
 from fieldloop.domain.readings import Reason, Reject
 

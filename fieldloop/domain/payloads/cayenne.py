@@ -5,7 +5,8 @@ Values bear the names that The Things Stack gives them: `temperature_1`, `gps_3.
 
 from collections.abc import Sequence
 
-from fieldloop.domain.payloads.records import Column, unknown_field
+from fieldloop.domain.columns import Column
+from fieldloop.domain.payloads.records import unknown_field
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Reason, Reject
 

@@ -9,9 +9,10 @@ import binascii
 from collections.abc import Callable
 from dataclasses import replace
 
+from fieldloop.domain.columns import Column
 from fieldloop.domain.payloads import binary, cayenne, fields
 from fieldloop.domain.payloads.json import clock_kinds
-from fieldloop.domain.payloads.records import Column, Records, Table, clock_fields, shown, to_records
+from fieldloop.domain.payloads.records import Records, Table, clock_fields, shown, to_records
 from fieldloop.domain.profile import Profile, Uplink
 from fieldloop.domain.readings import Messages, Reason, Reject
 

@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldloop.domain.clock import NOT_A_TIME, event_times
-from fieldloop.domain.columns import all_floats, to_floats
+from fieldloop.domain.columns import Coded, Column, all_floats, to_floats
 from fieldloop.domain.profile import Channel, Profile
 from fieldloop.domain.readings import Messages, Reason, Reject
-
-Column = Sequence[object]
 
 _SHOWN_CHARS = 80  # of a refused value
 _SHOWN_TEXTS = 6  # of those that a channel knows
@@ -44,6 +42,8 @@ class Records:
 class Table:
     """Records with their raw entries, None where a record has none: numbers, texts, or booleans.
 
+    What comes in columns already (files, tables) may give arrays of numbers, `Coded` entries, and `Stamps` for a clock.
+
     Attributes:
         rows: [R] row of each record's message, never decreasing.
         clock: [R] entries each, as many columns as `clock_fields` names.
@@ -52,7 +52,7 @@ class Table:
         rejects: what was refused on the way.
     """
 
-    rows: list[int]
+    rows: Sequence[int]
     clock: tuple[Column, ...]
     device: Column | None
     channels: Iterable[Column]
@@ -150,8 +150,10 @@ def _own_records(profile: Profile, messages: Messages, table: Table) -> Table:
     )
 
 
-def _values(channel: Channel, entries: Column, rows: list[int], rejects: list[Reject]) -> NDArray[np.float64]:
+def _values(channel: Channel, entries: Column, rows: Sequence[int], rejects: list[Reject]) -> NDArray[np.float64]:
     """Return a channel's raw numbers ([R] float64), NaN where there is none; name the entries that are not values."""
+    if isinstance(entries, Coded):
+        return _coded_values(channel, entries, rows, rejects)
     if channel.texts or channel.missing:
         entries = _translated(channel, entries)
     values = all_floats(entries)
@@ -168,11 +170,23 @@ def _values(channel: Channel, entries: Column, rows: list[int], rejects: list[Re
     return values
 
 
+def _coded_values(channel: Channel, column: Coded, rows: Sequence[int], rejects: list[Reject]) -> NDArray[np.float64]:
+    """Look at each different entry once, and give every record its number."""
+    strange: list[Reject] = []
+    numbers = _values(channel, column.entries, range(len(column.entries)), strange)
+    rejects += [
+        Reject(rows[index], reject.metric, reject.reason, reject.detail)
+        for reject in strange
+        for index in np.flatnonzero(column.codes == reject.message).tolist()
+    ]
+    return np.append(numbers, np.nan)[column.codes]
+
+
 def _translated(channel: Channel, entries: Column) -> Column:
     """Replace the channel's texts by their numbers, and those that say that there is no value by None."""
     meaning: dict[str, float | None] = {**dict(channel.texts)}
     meaning |= {code: None for code in channel.missing if isinstance(code, str)}
-    if not meaning:
+    if not meaning or isinstance(entries, np.ndarray):  # an array has numbers alone
         return entries
 
     def translate(entry: object) -> object:

@@ -1,0 +1,202 @@
+"""Rows of a source: whose they are, the readings in them, and what is refused, by the source's profile."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fieldloop.domain.columns import Coded
+from fieldloop.domain.payloads import fields
+from fieldloop.domain.profile import Profile
+from fieldloop.domain.readings import Messages, Named, Reason, Reject
+from fieldloop.domain.windows import OUT_OF_STREAM
+from fieldloop.stores.sources import columns
+from fieldloop.stores.sources.declaration import DEVICE_NAME, Declaration
+from fieldloop.stores.sources.source import Batch, ItemRefusedError
+from tasks.landing import Decoder, refused
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A batch whose rows have owners.
+
+    Attributes:
+        batch: as the source gave it.
+        devices: [N] whose row it is; empty where that is not known.
+        taken: [K] int64, the rows that are to be decoded.
+        rejects: the others, `message` is the row.
+        newcomers: devices that are to be enrolled for it.
+        named_by: the column that named the owners; empty where the item did.
+    """
+
+    batch: Batch
+    devices: Named
+    taken: NDArray[np.int64]
+    rejects: list[Reject]
+    newcomers: list[str]
+    named_by: str
+
+
+@dataclass
+class Owners:
+    """Finds whose rows a batch has, by the source's declaration.
+
+    Attributes:
+        declared: the declaration.
+        known: profile name of each enrolled device.
+    """
+
+    declared: Declaration
+    known: dict[str, str] = field(default_factory=dict)
+
+    def of(self, profile: Profile, batch: Batch) -> Owned:
+        """Return the batch with its owners.
+
+        Raises:
+            ItemRefusedError: all its rows are of one device, which is not enrolled.
+            SourceError: no device can be told from the item's name.
+        """
+        device = self.declared.device.of(batch.item)
+        names = Coded(np.zeros(len(batch), np.int64), [device]) if device else self._named(batch)
+        trouble = {name: self._trouble(str(name)) for name in names.entries}
+        if device and trouble[device] and not self._enrols(device):
+            raise ItemRefusedError(f"{batch.item}: {trouble[device]}")
+        newcomers = [str(name) for name in names.entries if self._enrols(str(name))]
+        fine = np.array([not trouble[name] or name in newcomers for name in names.entries] + [False], dtype=bool)
+        taken = fine[names.codes]
+        rejects = [
+            Reject(row, None, Reason.UNKNOWN_DEVICE, trouble.get(names[row]) or self._unnamed())
+            for row in np.flatnonzero(~taken).tolist()
+        ]
+        devices = Named((*(str(name) for name in names.entries), ""), names.codes.astype(np.int32))
+        return Owned(batch, devices, np.flatnonzero(taken), rejects, newcomers, self.declared.device.field or "")
+
+    def _named(self, batch: Batch) -> Coded:
+        """Return the names that rows give their device."""
+        name = str(self.declared.device.field)
+        if isinstance(batch.rows, pa.Table):
+            return columns.texts(name, batch.rows[name])
+        return _json_names(name, batch.rows)
+
+    def _trouble(self, name: str) -> str:
+        """Say why a device's rows are not taken; empty where they are."""
+        profile = self.known.get(name)
+        if profile == self.declared.profile:
+            return ""
+        if profile is not None:
+            return f"device `{name}` is enrolled under profile {profile}, the source reads {self.declared.profile}"
+        if not DEVICE_NAME.fullmatch(name):
+            return f"`{name}` cannot name a device: expected letters, digits, - and _, at most 63 of them"
+        return f"device `{name}` is not enrolled; enrol it, or let the source do so: `enrol: true`"
+
+    def _enrols(self, name: str) -> bool:
+        return self.declared.enrol and name not in self.known and DEVICE_NAME.fullmatch(name) is not None
+
+    def _unnamed(self) -> str:
+        return f"expected a device's name in field `{self.declared.device.field}`, found none"
+
+
+def decode(decoder: Decoder, profile: Profile, owned: Owned) -> tuple[pl.DataFrame, list[Reject]]:
+    """Return an owned batch as rows of table `readings`, and everything that was refused, by row."""
+    rows, taken = owned.batch.rows, owned.taken
+    now_us = int(datetime.now(UTC).timestamp() * 1e6)
+    messages = Messages(
+        owned.devices.take(taken),
+        np.full(len(taken), now_us),
+        np.full(len(taken), OUT_OF_STREAM),
+        () if isinstance(rows, pa.Table) else [rows[row] for row in taken.tolist()],
+    )
+    table = None
+    if isinstance(rows, pa.Table):
+        chosen = rows if len(taken) == rows.num_rows else rows.take(taken)
+        table = columns.to_table(profile, chosen, owned.named_by)
+    frame, rejects = decoder.decode_rows(profile, messages, table)
+    return frame, owned.rejects + [Reject(int(taken[r.message]), r.metric, r.reason, r.detail) for r in rejects]
+
+
+def quarantined(profile: Profile, owned: Owned, rejects: Sequence[Reject], place: str) -> pl.DataFrame:
+    """Return rows of table `quarantine`: the item as subject, the row's number as sequence, a message as payload."""
+    batch = owned.batch
+    subject = f"{place}/{batch.item}" + (f"#{batch.edition}" if batch.edition else "")
+    now_us = int(datetime.now(UTC).timestamp() * 1e6)
+    payloads = _Payloads(profile, batch.rows)
+    messages = Messages(owned.devices, np.full(len(batch), now_us), batch.numbers, payloads)
+    unread = Messages(
+        [owned.devices.names[0] if owned.named_by == "" else ""] * len(batch.refused),
+        np.full(len(batch.refused), now_us),
+        np.array([refusal.number for refusal in batch.refused], dtype=np.int64),
+        [refusal.payload for refusal in batch.refused],
+    )
+    why = [Reject(place, each.metric, each.reason, each.detail) for place, each in enumerate(batch.refused)]
+    return pl.concat(
+        [
+            refused(messages, [subject] * len(batch), rejects),
+            refused(unread, [subject] * len(batch.refused), why),
+        ]
+    )
+
+
+class _Payloads(Sequence[bytes]):
+    """The rows of a batch as messages of the profile's own format, each made when it is asked for."""
+
+    def __init__(self, profile: Profile, rows: pa.Table | Sequence[bytes]) -> None:
+        self._profile = profile
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        if not isinstance(self._rows, pa.Table):
+            return self._rows[row]
+        (entries,) = self._rows.slice(int(row), 1).to_pylist()
+        return _as_csv(self._profile, entries) if self._profile.format == "csv" else _as_json(entries)
+
+
+def _as_csv(profile: Profile, entries: Mapping[str, Any]) -> bytes:
+    """Return a row as its profile's CSV: with a line of names where the profile gives none."""
+    names = profile.csv.columns or tuple(entries)
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=profile.csv.delimiter, lineterminator="\n")
+    if not profile.csv.columns:
+        writer.writerow(names)
+    writer.writerow([_plain(entries.get(name)) for name in names])
+    return text.getvalue().encode()
+
+
+def _as_json(entries: Mapping[str, Any]) -> bytes:
+    """Return a row as JSON, nested where its fields' names have dots."""
+    record: dict[str, Any] = {}
+    for path, entry in entries.items():
+        *above, name = path.split(".")
+        inner = record
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[name] = _plain(entry)
+    return msgspec.json.encode(record)
+
+
+def _plain(entry: Any) -> Any:
+    if isinstance(entry, datetime | date):
+        return entry.isoformat()
+    return None if entry != entry else entry  # NaN
+
+
+def _json_names(path: str, lines: Sequence[bytes]) -> Coded:
+    """Return the name at a path of each JSON message, -1 where it has none; of an array's records the first counts."""
+    nothing = np.zeros(len(lines), np.int64)
+    found = (layout := fields.Fields({path: fields.ANY}, ("*",), {})).find(Messages((), nothing, nothing, lines))
+    entries: dict[str, int] = {}
+    codes = np.full(len(lines), -1, dtype=np.int64)
+    for row, name in zip(reversed(found.rows), reversed(layout.column(found, path)), strict=True):
+        if name is not None:
+            codes[row] = entries.setdefault(str(name), len(entries))
+    return Coded(codes, list(entries))
