@@ -1,8 +1,10 @@
 """The target of each window: a channel's value, a class, an anomaly or the time to an event, by the recipe's source."""
 
 import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import polars as pl
@@ -188,18 +190,16 @@ def _settled(labels: pl.DataFrame, source: Labels, name: str) -> pl.DataFrame:
 def _time(labels: pl.DataFrame, column: str, zone: str, name: str) -> pl.Series:
     """A column of times in UTC; those without a zone are the source's."""
     values = labels[column]
-    if values.dtype != pl.String:
-        naive = isinstance(values.dtype, pl.Datetime) and values.dtype.time_zone is None
-        return values.dt.replace_time_zone(zone).dt.convert_time_zone("UTC") if naive else values
-    aware = values.str.contains(r"(Z|[+-]\d\d:?\d\d)$").fill_null(False)
-    as_aware = values.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
-    as_naive = values.str.to_datetime(time_unit="us", strict=False)
-    if as_naive.dtype.time_zone is None:  # type: ignore[attr-defined]
-        as_naive = as_naive.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
-    times = pl.DataFrame({"aware": aware, "a": as_aware, "n": as_naive.dt.convert_time_zone("UTC")}).select(
-        pl.when("aware").then("a").otherwise("n").alias(column)
-    )[column]
-    bad = values.filter(times.is_null() & values.is_not_null())
-    if len(bad):
-        raise DocumentError(f"{name}: column {column}: {bad[0]!r} is no time; expected one like 2024-05-01T12:00:00Z")
-    return times
+    if values.dtype == pl.String:
+        moments = [None if text is None else _moment(text, zone, f"{name}: column {column}") for text in values]
+        return pl.Series(column, moments, dtype=TIME)
+    naive = isinstance(values.dtype, pl.Datetime) and values.dtype.time_zone is None
+    return values.dt.replace_time_zone(zone).dt.convert_time_zone("UTC") if naive else values
+
+
+def _moment(text: str, zone: str, where: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(zone))).astimezone(UTC)
+    except (ValueError, ZoneInfoNotFoundError) as exc:
+        raise DocumentError(f"{where}: {text!r} is no time in zone {zone}; expected 2024-05-01T12:00:00Z") from exc

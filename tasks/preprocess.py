@@ -74,34 +74,28 @@ def preprocess(settings: Settings, recipe_name: str) -> Preprocessed:
         TrainingError: no device of the recipe's profiles has passed validation.
     """
     lake = Lake(settings)
-    recipe = load_recipe(settings.root, recipe_name)
-    profiles = {name: load_profile(settings.root, name) for name in recipe.profiles}
-    members = {
-        name: profile
-        for name, profile in fleet.devices(lake).items()
-        if profile in profiles and recipe.devices.takes(name)
-    }
-    passed = _passed(lake)
-    chosen = sorted(set(members) & passed.keys())
-    if not chosen:
-        raise TrainingError(
-            f"recipe {recipe.name}: no device of profile {', '.join(profiles)} has passed validation "
-            f"({len(members)} enrolled that the recipe takes); run the flows `acquire` and `validate` first"
-        )
-    readings_version = lake.version("readings")
-    if readings_version is None:
-        raise TrainingError(f"recipe {recipe.name}: table `readings` does not exist; run the flow `acquire` first")
-    until = {device: passed[device] for device in chosen}
-    noted = labels.read_labels(settings, lake, recipe)
-    key = _content_key(lake, readings_version, recipe, profiles, until, noted)
-    made = _newest(lake, recipe.name, key)
+    basis = _basis(settings, lake, load_recipe(settings.root, recipe_name))
+    recipe = basis.recipe
+    made = _newest(lake, recipe.name, basis.key)
     reused = made is not None
     if made is None:
-        of_device = {device: profiles[members[device]] for device in chosen}
-        made = _make(lake, readings_version, recipe, of_device, until, noted, key)
-    left_out = tuple(sorted(set(members) - passed.keys()))
+        grid, windows = _cut(lake, basis)
+        versions = [lake.replace(f"{table}/{recipe.name}", frame, {"content": basis.key})
+                    for table, frame in (("grid", grid), ("windows", windows))]  # fmt: skip
+        made = versions[0], versions[1]
     counted = _counts(lake, recipe.name, *made)
-    return Preprocessed(recipe.name, *made, readings_version, tuple(chosen), left_out, *counted, reused)
+    return Preprocessed(recipe.name, *made, basis.version, tuple(basis.profiles), basis.left_out, *counted, reused)
+
+
+def cut_windows(settings: Settings, recipe: Recipe) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the grid and the windows' index that `preprocess` would write.
+
+    Raises:
+        DocumentError: recipe and profiles do not fit, or the labels cannot be read.
+        TrainingError: no device of the recipe's profiles has passed validation.
+    """
+    lake = Lake(settings)
+    return _cut(lake, _basis(settings, lake, recipe))
 
 
 def device_grid(
@@ -158,6 +152,52 @@ class _Validated:
     replay: int
 
 
+@dataclass(frozen=True)
+class _Basis:
+    """What grid and windows follow from.
+
+    Attributes:
+        recipe: the use case.
+        version: of table `readings`.
+        profiles: of each device that counts.
+        until: how far each of them is validated.
+        noted: labelled intervals.
+        left_out: devices of the recipe that did not pass validation.
+        key: digest of all of this.
+    """
+
+    recipe: Recipe
+    version: int
+    profiles: Mapping[str, Profile]
+    until: Mapping[str, _Validated]
+    noted: pl.DataFrame
+    left_out: tuple[str, ...]
+    key: str
+
+
+def _basis(settings: Settings, lake: Lake, recipe: Recipe) -> _Basis:
+    """Look up what there is to make windows from."""
+    profiles = {name: load_profile(settings.root, name) for name in recipe.profiles}
+    enrolled = {name: profile for name, profile in fleet.devices(lake).items() if profile in profiles}
+    members = {name: profile for name, profile in enrolled.items() if recipe.devices.takes(name)}
+    passed = _passed(lake)
+    chosen = sorted(set(members) & passed.keys())
+    if not chosen:
+        raise TrainingError(
+            f"recipe {recipe.name}: no device of profile {', '.join(profiles)} has passed validation "
+            f"({len(enrolled)} enrolled, {len(members)} of them taken by the recipe); bring readings in "
+            "(flow `acquire` or `collect`) and run the flow `validate` first"
+        )
+    version = lake.version("readings")
+    if version is None:
+        raise TrainingError(f"recipe {recipe.name}: table `readings` does not exist; run the flow `acquire` first")
+    until = {device: passed[device] for device in chosen}
+    noted = labels.read_labels(settings, lake, recipe)
+    key = _content_key(lake, version, recipe, profiles, until, noted)
+    of_device = {device: profiles[members[device]] for device in chosen}
+    return _Basis(recipe, version, of_device, until, noted, tuple(sorted(set(members) - passed.keys())), key)
+
+
 def _passed(lake: Lake) -> dict[str, _Validated]:
     """Return the devices whose newest validation they passed, and how far it looked."""
     newest = lake.scan("validations").sort("validated_at").group_by("device").last().filter("passed")
@@ -198,25 +238,16 @@ def _newest(lake: Lake, recipe: str, key: str) -> tuple[int, int] | None:
     return versions[0], versions[1]
 
 
-def _make(
-    lake: Lake,
-    version: int,
-    recipe: Recipe,
-    profiles: Mapping[str, Profile],
-    until: Mapping[str, _Validated],
-    noted: pl.DataFrame,
-    key: str,
-) -> tuple[int, int]:
+def _cut(lake: Lake, basis: _Basis) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Make grid and index of all devices."""
     grids, windows = [], []
-    for device, profile in profiles.items():
-        rows = _readings(lake, version, device, until[device])
+    for device, profile in basis.profiles.items():
+        rows = _readings(lake, basis.version, device, basis.until[device])
         readings = rows.select("metric", "event_time", "value", "sequence").collect()
-        grid, index = device_grid(readings, profile, recipe, device, noted)
+        grid, index = device_grid(readings, profile, basis.recipe, device, basis.noted)
         grids.append(grid.select(pl.lit(device).alias("device"), pl.all()))
         windows.append(index.select(pl.lit(device).alias("device"), pl.all()))
-    grid_version = lake.replace(f"grid/{recipe.name}", pl.concat(grids), {"content": key})
-    windows_version = lake.replace(f"windows/{recipe.name}", split_up(recipe, pl.concat(windows)), {"content": key})
-    return grid_version, windows_version
+    return pl.concat(grids), split_up(basis.recipe, pl.concat(windows))
 
 
 def split_up(recipe: Recipe, windows: pl.DataFrame) -> pl.DataFrame:

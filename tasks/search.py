@@ -157,7 +157,7 @@ def _run(study: "Study", candidate: Candidate, materials: Materials, seed: int) 
         figures = judge(materials.recipe, materials.validation_target, predicted)
         steps.append(figures[materials.recipe.promotion.metric])
         asked.report(steps[-1], len(steps) - 1)
-        pruned = share < 1 and asked.should_prune()
+        pruned = share < 1 and bool(asked.should_prune())
         if pruned:
             break
     trial = Trial(number, asked.params, steps, pruned, time.monotonic() - began)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from fieldloop.cli import profile, quarantine, source
+from fieldloop.cli import profile, quarantine, recipe, source
 from fieldloop.domain.errors import FieldloopError, ServiceError
 from fieldloop.stores.settings import Settings
 from infra.local import minio, platform
@@ -56,6 +56,7 @@ app.add_typer(target, name="target")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(profile.app, name="profile")
 app.add_typer(source.app, name="source")
+app.add_typer(recipe.app, name="recipe")
 
 
 @app.command()

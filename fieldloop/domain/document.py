@@ -41,6 +41,12 @@ def load(model_type: type[Model], text: str, source_name: str) -> Model:
         raise DocumentError("\n".join(f"{source_name}:{line}: {message}" for line, message in located)) from exc
 
 
+def line_of(text: str, path: Path) -> int:
+    """Return the line of what lies at a path of a document that was loaded before; of the nearest thing around it."""
+    root = _loader(text).get_single_node()
+    return _line(_node_at(root, path)) if root is not None else 1
+
+
 def _parse(text: str, source_name: str) -> tuple[yaml.Node, Any]:
     """Return the document's nodes, which know their lines, and its plain value."""
     try:

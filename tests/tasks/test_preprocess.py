@@ -66,7 +66,7 @@ def sent(data_plane: Settings, publish: Publish) -> dict[str, list[bytes]]:
 
 def test_nothing_is_preprocessed_before_validation(data_plane: Settings, sent: dict[str, list[bytes]]) -> None:
     """Without a device that passed, the error names the flow to run."""
-    with pytest.raises(TrainingError, match=r"2 enrolled.*`validate` first"):
+    with pytest.raises(TrainingError, match=r"2 enrolled.*flow `validate` first"):
         preprocess(data_plane, RECIPE)
 
 
