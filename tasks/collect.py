@@ -124,6 +124,7 @@ class _Collector:
     profile: Profile
     owners: Owners
     after: int = 0
+    done: list[Position] = field(default_factory=list)
     batches: int = 0
     rows: int = 0
     readings: int = 0
@@ -150,7 +151,8 @@ class _Collector:
     def begin(self) -> list[Position]:
         """Return the positions of all that is in the lake."""
         self.after = self.lake.transaction("readings", application(self.source))
-        return [entry.position for entry in self.manifest.entries()]
+        self.done = [entry.position for entry in self.manifest.entries()]
+        return self.done
 
     def run(self, found: Generator[Batch | Note, None, None]) -> None:
         """Take everything that a source gives; what it gave before an error is committed all the same."""
@@ -237,9 +239,11 @@ class _Collector:
         snapshot = self.lake.snapshot("readings")
         if snapshot.transaction(application(self.source)) != self.after:
             raise StoreError(f"source {self.source}: another run of it is under way; run again when that has ended")
-        number = self.manifest.enter(self.after, self.pending)
         replay = 1 + max(snapshot.transaction(REPLAY), self.lake.transaction("quarantine", REPLAY))
         fresh = new_readings(snapshot, rows).with_columns(replay=pl.lit(replay, pl.Int64))
+        if not len(fresh) and self.done and all(each.position == self.done[-1] for each in self.pending):
+            return fresh  # read once more to be sure, and nothing has come
+        number = self.manifest.enter(self.after, self.pending)
         self.lake.append(
             "readings",
             fresh,

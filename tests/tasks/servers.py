@@ -1,0 +1,110 @@
+"""Servers that sources read from, private ones on free ports: PostgreSQL, Mosquitto, and a small HTTP service."""
+
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import parse_qsl, urlsplit
+
+DEADLINE_S = 60
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Run a PostgreSQL of Debian's; yields the SQLAlchemy URL of its superuser. It refuses to run as root."""
+    binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+    folder, port = Path(tempfile.mkdtemp(prefix="fieldloop-postgres-")), free_port()
+    if os.getuid() == 0:
+        shutil.chown(folder, user)
+    who = {"user": user, "cwd": folder} if os.getuid() == 0 else {"cwd": folder}
+    password = folder / "password"
+    password.write_text("secret")
+    if os.getuid() == 0:
+        shutil.chown(password, user)
+    init = ["initdb", "-D", "data", "-U", "plant", "-A", "scram-sha-256", f"--pwfile={password}", "--no-sync"]
+    subprocess.run([binaries / init[0], *init[1:]], check=True, stdout=subprocess.DEVNULL, **who)
+    options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": str(folder), "fsync": "off"}
+    server = subprocess.Popen(
+        [binaries / "postgres", "-D", "data", "-p", str(port), *(f"--{key}={value}" for key, value in options.items())],
+        stderr=subprocess.DEVNULL,
+        **who,
+    )
+    try:
+        ready = [binaries / "pg_isready", "-q", "-p", str(port), "-h", "127.0.0.1"]
+        wait_until(lambda: subprocess.run(ready).returncode == 0)
+        yield f"postgresql+psycopg://plant:secret@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait()
+        shutil.rmtree(folder)
+
+
+@dataclass
+class Service:
+    """An HTTP service that answers as a function says, and remembers what it was asked."""
+
+    answer: Callable[[dict[str, str], dict[str, str]], Answer]
+    url: str = ""
+    asked: list[dict[str, str]] = field(default_factory=list)
+
+
+@contextmanager
+def service(answer: Callable[[dict[str, str], dict[str, str]], Answer]) -> Iterator[Service]:
+    """Run an HTTP service; `answer` takes query and headers."""
+    running = Service(answer)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            query = dict(parse_qsl(urlsplit(self.path).query))
+            running.asked.append(query)
+            status, headers, body = running.answer(query, dict(self.headers))
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.url = f"http://127.0.0.1:{server.server_port}/readings"
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield running
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def page(records: object, **headers: str) -> Answer:
+    """Return an answer of JSON."""
+    return 200, headers, json.dumps(records).encode()
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
