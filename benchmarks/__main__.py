@@ -15,21 +15,22 @@ from benchmarks.figure import Figure
 
 def main() -> None:
     """Run the benchmark that is named, or list them all."""
-    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NOT_BENCHMARKS)
+    files = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NOT_BENCHMARKS)
+    names = {file.replace("_", "-"): file for file in files}  # a module's name has no dash
     if len(sys.argv) < 2:
-        for name in names:
-            summary = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").splitlines()[0]
+        for name, file in names.items():
+            summary = (importlib.import_module(f"benchmarks.{file}").__doc__ or "").splitlines()[0]
             print(f"  make bench NAME={name:12} {summary}")
         return
     if sys.argv[1] not in names:
         sys.exit(f"no benchmark {sys.argv[1]!r}; there are: {', '.join(names)}")
-    figure: Figure = importlib.import_module(f"benchmarks.{sys.argv[1]}").measure()
+    figure: Figure = importlib.import_module(f"benchmarks.{names[sys.argv[1]]}").measure()
     plain = asdict(figure)
     further = plain.pop("further")
     print(json.dumps({"name": sys.argv[1], **plain, **further, "machine": _machine()}))
 
 
-_NOT_BENCHMARKS = ("__init__", "__main__", "figure")
+_NOT_BENCHMARKS = ("__init__", "__main__", "figure", "toys")
 
 
 def _machine() -> dict[str, object]:

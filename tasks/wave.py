@@ -136,6 +136,8 @@ class _Follower:
         self._last = last
         self._progress = progress
         self._paused = False
+        self._proved = 0
+        self._proved_us = head.rollout.proved_us
 
     async def follow(self, watch: rollouts.Watch, soak_s: float) -> tuple[Ended, tuple[Finding, ...]]:
         """Return how the batch came out, and what the gates say.
@@ -147,6 +149,7 @@ class _Follower:
         looked = 0.0
         while True:
             self._board.see(await watch.fresh(TICK_S), now_us())
+            self._count_proved()
             now = time.monotonic()
             if soaking_since is None and self._all_here():
                 soaking_since = now
@@ -164,6 +167,11 @@ class _Follower:
             if soaked and not self._paused and self._all_here():
                 return Ended.PASSED, findings
 
+    def _count_proved(self) -> None:
+        if (proved := self._board.states[State.PROVED]) > self._proved:
+            self._proved_us = now_us()
+        self._proved = proved
+
     def _all_here(self) -> bool:
         states = self._board.states
         return not states[State.PENDING] if self._last else answered(states, self._limits)
@@ -180,6 +188,7 @@ class _Follower:
             batch=self._number,
             asked=self._board.states.total(),
             states=dict(self._board.states),
+            proved_us=self._proved_us,
             findings=tuple(_line(finding) for finding in findings),
         )
         head = await rollouts.advance(self._js, self._head, rollout)

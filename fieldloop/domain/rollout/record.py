@@ -48,6 +48,7 @@ class Rollout(msgspec.Struct, frozen=True):
         targets: how many targets there are.
         asked: how many of them were asked.
         states: how many of these are in each state.
+        proved_us: when the last of the proved ones was; 0 before the first.
         findings: what the gates said last, and why it ended as it did.
         ended_us: when it ended; 0 while it is active.
     """
@@ -68,6 +69,7 @@ class Rollout(msgspec.Struct, frozen=True):
     targets: int = 0
     asked: int = 0
     states: dict[State, int] = {}
+    proved_us: int = 0
     findings: tuple[str, ...] = ()
     ended_us: int = 0
 
