@@ -9,6 +9,7 @@ from fieldloop.stores.fleet import Target
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from infra.local import identities
+from tasks.joiners import converge
 
 
 def enrol_devices(settings: Settings, names: Sequence[str], profile: str) -> None:
@@ -43,3 +44,19 @@ def enrol_targets(settings: Settings, targets: Sequence[Target]) -> None:
     fleet.add_targets(settings, lake, targets)
     for target in targets:
         releases.agent_config(settings, target.name, {device: profiles[device] for device in target.devices})
+    converge(settings)
+
+
+def remove_targets(settings: Settings, names: Sequence[str]) -> None:
+    """Take targets out of the fleet; the broker refuses their certificates before anything else is forgotten.
+
+    Raises:
+        ServiceError: there is no such target, or the broker does not take it up.
+        StoreError: lake or broker do not answer.
+    """
+    lake = Lake(settings)
+    missing = sorted(set(names) - {target.name for target in fleet.targets(lake)})
+    if missing:
+        raise ServiceError(f"no such target: {', '.join(missing)}; `fieldloop target list` shows those there are")
+    identities.remove_targets(settings, names)
+    fleet.remove_targets(settings, lake, names)

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from fieldloop.cli import profile, quarantine, recipe, source
+from fieldloop.cli import profile, quarantine, recipe, rollout, source, target
+from fieldloop.cli.rehearse import rehearse
 from fieldloop.domain.errors import FieldloopError, ServiceError
 from fieldloop.stores.settings import Settings
 from infra.local import minio, platform
@@ -50,9 +51,10 @@ app = Fieldloop(
 
 
 device = typer.Typer(help="The devices that publish readings.", no_args_is_help=True)
-target = typer.Typer(help="The edge targets that run models.", no_args_is_help=True)
 app.add_typer(device, name="device")
-app.add_typer(target, name="target")
+app.add_typer(target.app, name="target")
+app.add_typer(rollout.app, name="rollout")
+app.command("rehearse")(rehearse)
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(profile.app, name="profile")
 app.add_typer(source.app, name="source")
@@ -145,21 +147,6 @@ def add_devices(
     for name in names:
         typer.echo(f"{name}: devices/{name}/readings at {settings.mqtt_endpoint} with the certificate in "
                    f"{settings.certificate('device', name).cert.parent}")  # fmt: skip
-
-
-@target.command("add")
-def add_target(
-    name: Annotated[str, typer.Argument(help="The gateway's name.")],
-    devices: Annotated[list[str], typer.Option("--device", help="A device whose readings it scores; repeatable.")],
-    labels: Annotated[list[str] | None, typer.Option("--label", help="key=value; repeatable.")] = None,
-) -> None:
-    """Enrol an edge target: certificate, rights, its consumer, and the folder that its agent starts from."""
-    from fieldloop.cli.enrol import enrol_targets
-    from fieldloop.stores.fleet import Target
-
-    settings = Settings()
-    enrol_targets(settings, [Target(name, tuple(devices), tuple(labels or ()))])
-    typer.echo(f"start its agent: fieldloop-agent --config {settings.data_dir / 'agents' / name / 'agent.json'}")
 
 
 class _Patience:

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import nats.js.errors
 import polars as pl
 
-from fieldloop.stores import broker
+from fieldloop.stores import broker, rollouts
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
 
@@ -34,8 +36,9 @@ def devices(lake: Lake) -> dict[str, str]:
 
 
 def targets(lake: Lake) -> tuple[Target, ...]:
-    """Return all targets, by name."""
-    newest = lake.scan("targets").sort("added_at").group_by("target").last().sort("target").collect()
+    """Return all targets, by name; one whose newest row serves no device was removed."""
+    rows = lake.scan("targets").sort("added_at").group_by("target").last().sort("target")
+    newest = rows.filter(pl.col("devices").list.len() > 0).collect()
     return tuple(Target(row["target"], tuple(row["devices"]), tuple(row["labels"])) for row in newest.to_dicts())
 
 
@@ -61,6 +64,26 @@ def add_targets(settings: Settings, lake: Lake, wanted: Sequence[Target]) -> Non
             "added_at": [datetime.now(UTC)] * len(fresh),
         }
         lake.append("targets", pl.DataFrame(rows, schema=SCHEMAS["targets"]))
+
+
+def remove_targets(settings: Settings, lake: Lake, names: Sequence[str]) -> None:
+    """Enter that targets serve no device any more, and forget what the broker keeps of them."""
+    asyncio.run(_forget(settings, names))
+    rows = {
+        "target": list(names),
+        "devices": [[]] * len(names),
+        "labels": [[]] * len(names),
+        "added_at": [datetime.now(UTC)] * len(names),
+    }
+    lake.append("targets", pl.DataFrame(rows, schema=SCHEMAS["targets"]))
+
+
+async def _forget(settings: Settings, names: Sequence[str]) -> None:
+    async with broker.platform(settings) as (_, js):
+        for name in names:
+            await rollouts.forget(js, name)
+            with suppress(nats.js.errors.NotFoundError):
+                await js.delete_consumer(broker.READINGS, name)
 
 
 async def _add_consumers(settings: Settings, wanted: Sequence[Target]) -> None:

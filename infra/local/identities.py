@@ -1,12 +1,13 @@
 """Who may speak to the broker: one user a client certificate, each with the least rights, written for NATS to read.
 
 The users lie in a file of their own beside `nats.conf`, which includes it; SIGHUP makes the running server read it
-again. Enrolment only ever adds.
+again. Who is removed loses certificate and user; the broker ends the connection.
 """
 
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -58,6 +59,21 @@ def enrol_targets(settings: Settings, targets: Sequence[str]) -> None:
         ServiceError: a name cannot be a token of a subject, or the running broker does not take it up.
     """
     _enrol(settings, "target", targets)
+
+
+def remove_targets(settings: Settings, targets: Sequence[str]) -> None:
+    """Take away targets' certificates and rights; connections that they hold are ended.
+
+    Raises:
+        ServiceError: a name cannot be a token of a subject.
+    """
+    check_names(targets)
+    for name in targets:
+        shutil.rmtree(settings.certificate("target", name).cert.parent, ignore_errors=True)
+        shutil.rmtree(settings.data_dir / "agents" / name, ignore_errors=True)
+    pid = _broker(settings)
+    if write_users(settings) and settings.nats_url is None and pid is not None:
+        os.kill(pid, signal.SIGHUP)
 
 
 def check_names(names: Iterable[str]) -> None:

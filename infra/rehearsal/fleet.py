@@ -54,10 +54,11 @@ class Fleet(msgspec.Struct, frozen=True):
 
 
 class Fated(msgspec.Struct, frozen=True):
-    """What became of one gateway: its fate, and the release that really runs there."""
+    """What became of one gateway: its fate, the release that really runs there, and the payload that it received."""
 
     fate: str
     running: str | None
+    received_bytes: int
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -109,7 +110,7 @@ async def _run(settings: Settings, fleet: Fleet) -> Outcome:
         for beat in beats:
             beat.cancel()
     return Outcome(
-        {name: Fated(gateway.fate, gateway.running) for name, gateway in gateways.items()},
+        {name: Fated(gateway.fate, gateway.running, gateway.received_bytes) for name, gateway in gateways.items()},
         traffic.requests,
         traffic.lost,
         traffic.received_bytes,

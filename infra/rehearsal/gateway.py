@@ -114,9 +114,9 @@ class Gateway:
         return self._work.runtime.release if self._work else None
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing is under way."""
-        return self._following is None or self._following.done()
+    def received_bytes(self) -> int:
+        """Payload that it has received."""
+        return self._link.received_bytes
 
     def ask(self, desired: Desired, at_once: asyncio.Semaphore) -> None:
         """Take an order; the newest wins over one that is being followed."""

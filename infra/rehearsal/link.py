@@ -39,6 +39,7 @@ class Link:
         self._faults = faults
         self._draw = draw
         self._traffic = traffic
+        self.received_bytes = 0
         self._offline_until = 0.0
         self._next_outage = time.monotonic() + self._until_outage()
 
@@ -67,6 +68,7 @@ class Link:
         answer = await self._client.request(subject, b"", timeout=REQUEST_S)
         self._traffic.requests += 1
         self._traffic.received_bytes += len(answer.data)
+        self.received_bytes += len(answer.data)
         status = (answer.headers or {}).get("Status")
         if status not in (None, "404"):
             raise Error(f"{key}: the broker answers {status}")

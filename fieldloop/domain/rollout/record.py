@@ -158,6 +158,22 @@ def standing_release(rollouts: Iterable[Rollout], labels: Iterable[str], profile
     return max(fitting, key=lambda rollout: rollout.issued_us, default=None)
 
 
+def joins(
+    rollouts: Sequence[Rollout], labels: Iterable[str], profiles: Iterable[str], asked: Desired | None
+) -> Rollout | None:
+    """Return the completed rollout that a target has missed; None where something as new was asked of it.
+
+    Args:
+        rollouts: all that there are.
+        labels: the target's, each `key=value`.
+        profiles: those of the devices that it serves.
+        asked: what it is asked for.
+    """
+    standing = standing_release(rollouts, labels, profiles)
+    missed = standing is not None and (asked is None or asked.issued_us < standing.issued_us)
+    return standing if missed else None
+
+
 def _ran(asked: Desired | None, report: Reported | None) -> tuple[str, str]:
     """Return release and manifest that a target runs, as far as is known."""
     if report is not None and report.running is not None:

@@ -11,6 +11,7 @@ from fieldloop.domain.rollout.record import (
     Phase,
     Rollout,
     before_rollout,
+    joins,
     standing_release,
     superseded_by,
 )
@@ -89,3 +90,12 @@ def test_late_joiners_get_the_newest_completed_rollout_that_is_for_them() -> Non
     south = standing_release(rollouts, ["site=south"], ["p", "q"])
     assert (north and north.name, south and south.name) == ("north", "old")
     assert standing_release(rollouts, ["site=north"], ["q"]) is None
+
+
+def test_only_what_is_newer_than_what_was_asked_is_missed() -> None:
+    """A member that was rolled back later, or asked by hand, is no late joiner."""
+    rollouts = [_rollout("done", 5)]
+    assert joins(rollouts, [], ["p"], None) == rollouts[0]
+    assert joins(rollouts, [], ["p"], Desired(OLD, "m", 4, "before")) == rollouts[0]
+    assert joins(rollouts, [], ["p"], Desired(OLD, "m", 6, "after")) is None
+    assert joins(rollouts, [], ["q"], None) is None
