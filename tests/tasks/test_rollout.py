@@ -1,0 +1,267 @@
+"""Rollouts by the real tasks, on a real broker, store and Prefect, to simulated gateways."""
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from nats.js import JetStreamContext
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling, Paused
+
+from benchmarks.toys import PROFILE_NAME, Toy, make
+from fieldloop.domain.errors import OvertakenError, ReleaseError
+from fieldloop.domain.rollout.plan import Plan
+from fieldloop.domain.rollout.record import Phase, Rollout
+from fieldloop.stores import broker, fleet, releases, rollouts
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.settings import Settings
+from infra.rehearsal.faults import Faults
+from infra.rehearsal.stage import DEVICE, Cast, enrol, playing, stage
+from tasks.deploy import Released
+from tasks.joiners import converge
+from tasks.rollback import withdraw
+from tasks.rollout import Rolled, roll_out, select
+
+T = TypeVar("T")
+CAST = Cast(targets=12, sites=3, processes=1, heartbeat_s=0.3, windows_per_s=200)
+PATIENCE_S = 60.0
+QUALITY = {"least_windows": 200, "required": True}
+PLAN = Plan.model_validate(
+    {"waves": [{"size": "1", "soak_s": 2}, "50%", "all"], "limits": {"deadline_s": 20, "quality": QUALITY}}
+)
+STUCK = PLAN.model_copy(update={"limits": PLAN.limits.model_copy(update={"deadline_s": 300})})
+
+
+@pytest.fixture(scope="module")
+def theatre(platform: Settings) -> Iterator[Settings]:
+    """A stage with twelve enrolled targets on three sites, and the session's Prefect."""
+    with stage({"prefect_url": platform.prefect_ui}) as settings:
+        enrol(settings, CAST, PROFILE_NAME)
+        yield settings
+
+
+@pytest.fixture
+def settings(theatre: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """The stage, which this process's flows find; nothing is asked of its targets yet."""
+    _with(theatre, lambda js: _clear(js, CAST))
+    for name, value in theatre.environment().items():
+        monkeypatch.setenv(name, value)
+    with temporary_settings({PREFECT_API_URL: theatre.prefect_api}):
+        yield theatre
+
+
+def test_a_sound_release_goes_wave_by_wave(settings: Settings) -> None:
+    """All run it in the end, each proved, and no shadow is left running."""
+    old, new = _publish(settings, Toy(1)), _publish(settings, Toy(2, gain=1.02))
+    with playing(settings, CAST, old.published) as play:
+        rolled = _roll(new)
+        rollout = _with(settings, rollouts.heads)[0].rollout
+        held = _with(settings, lambda js: rollouts.held(js, CAST.names()))
+    assert (rolled.last.asked, rolled.last.proved, rolled.last.exact) == (12, 12, 12)
+    assert (rollout.phase, rollout.batch, rollout.batches) == (Phase.COMPLETED, 3, 3)
+    assert any(line.startswith("disagreement good") for line in rollout.findings)
+    assert set(play.running().values()) == {new.digest}
+    assert {each.desired.shadow for each in held.values() if each.desired} == {None}
+
+
+def test_wrong_predictions_stop_in_wave_one_and_go_back(settings: Settings) -> None:
+    """It installs, passes its canary, and halves everything: one target has tried it, and runs the old one again."""
+    old, bad = _publish(settings, Toy(3)), _publish(settings, Toy(4, gain=0.5))
+    with playing(settings, CAST, old.published) as play:
+        with pytest.raises(ReleaseError, match=r"rolled back: .*(shift|disagreement) breached"):
+            _roll(bad)
+        rollout = _with(settings, rollouts.heads)[0].rollout
+    assert (rollout.phase, rollout.asked) == (Phase.ROLLED_BACK, 1)
+    assert rollout.findings[-1] == "1 of 1 targets are back"
+    assert set(play.running().values()) == {old.digest}
+
+
+def test_targets_that_ran_nothing_run_nothing_again(settings: Settings) -> None:
+    """What damages its download refuses; what had switched before the gate said no stops scoring."""
+    new = _publish(settings, Toy(5))
+    cast = Cast(12, sites=3, processes=1, heartbeat_s=0.3, faults=Faults(faulty=0.5), seed=3)
+    wanted = r"failures breached: .* targets failed .*runtime gives other numbers"
+    with playing(settings, cast) as play, pytest.raises(ReleaseError, match=wanted):
+        _roll(new, Plan())
+    assert "faulty" in play.fates().values()
+    assert set(play.running().values()) == {None}
+
+
+def test_a_newer_rollout_supersedes_one_that_is_stuck(settings: Settings) -> None:
+    """It waits for nobody, and the older one ends without touching what the newer asks."""
+    stuck, newer = _publish(settings, Toy(6)), _publish(settings, Toy(7))
+    with _Running(stuck, STUCK) as older:  # no gateway runs: nobody answers
+        _await(settings, lambda rollout: rollout.release == stuck.digest and rollout.batch == 1)
+        with playing(settings, CAST) as play:
+            rolled = _roll(newer, Plan())
+        assert isinstance(older.error(), OvertakenError)
+    phases = {head.rollout.release: head.rollout.phase for head in _with(settings, rollouts.heads)}
+    assert (phases[stuck.digest], phases[newer.digest]) == (Phase.SUPERSEDED, Phase.COMPLETED)
+    assert rolled.last.proved == 12
+    assert set(play.running().values()) == {newer.digest}
+
+
+def test_cancelled_in_prefect_nothing_is_left_to_happen(settings: Settings) -> None:
+    """Who had not answered is asked for what it ran; whoever comes later finds nothing of the rollout."""
+    old, new = _publish(settings, Toy(8)), _publish(settings, Toy(9))
+    with playing(settings, CAST, old.published):
+        pass  # they have reported, and are gone
+    with _Running(new, STUCK) as running:
+        rollout = _await(settings, lambda rollout: rollout.release == new.digest and rollout.asked == 1)
+        with SyncPrefectClient(api=settings.prefect_api) as client:
+            client.set_flow_run_state(rollout.runs[0], Cancelling())  # type: ignore[arg-type]
+        assert isinstance(running.error(), OvertakenError)
+    assert withdraw(settings, rollout.runs[0]) == ()  # the hook of the flow finds it done
+    assert _with(settings, rollouts.heads)[0].rollout.phase is Phase.CANCELLED
+    held = _with(settings, lambda js: rollouts.held(js, CAST.names()))
+    assert new.digest not in {each.desired.release for each in held.values() if each.desired}
+
+
+def test_paused_in_prefect_it_asks_nobody_until_resumed(settings: Settings) -> None:
+    """The first wave is proved and soaked, and the second does not begin."""
+    new = _publish(settings, Toy(10))
+    with playing(settings, CAST), _Running(new, PLAN) as running:
+        rollout = _await(settings, lambda rollout: rollout.release == new.digest and rollout.asked == 1)
+        with SyncPrefectClient(api=settings.prefect_api) as client:
+            client.set_flow_run_state(rollout.runs[0], Paused(timeout_seconds=60))  # type: ignore[arg-type]
+            _await(settings, lambda rollout: rollout.phase is Phase.PAUSED)
+            time.sleep(PLAN.waves[0].soak_s + 1)  # long enough for the wave to have passed, were it not paused
+            assert _with(settings, rollouts.heads)[0].rollout.asked == 1
+            client.resume_flow_run(rollout.runs[0])  # type: ignore[arg-type]
+        assert running.result().last.proved == 12
+
+
+def test_a_person_decides_where_the_plan_asks(settings: Settings) -> None:
+    """The run pauses with a form; the choice filled in there is carried out."""
+    old, bad = _publish(settings, Toy(11)), _publish(settings, Toy(12, gain=0.5))
+    plan = Plan.model_validate({**PLAN.model_dump(), "on_breach": "ask"})
+    with playing(settings, CAST, old.published) as play, _Running(bad, plan) as running:
+        rollout = _await(settings, lambda rollout: rollout.release == bad.digest and rollout.phase is Phase.ASKING)
+        with SyncPrefectClient(api=settings.prefect_api) as client:
+            _until(lambda: client.read_flow_run(rollout.runs[0]).state.is_paused())  # type: ignore
+            client.resume_flow_run(rollout.runs[0], run_input={"choice": "stop"})  # type: ignore[arg-type]
+        assert "was stopped" in str(running.error())
+        assert _with(settings, rollouts.heads)[0].rollout.phase is Phase.STOPPED
+    assert sorted(str(digest) for digest in play.running().values()) == sorted([old.digest] * 11 + [bad.digest])
+
+
+def test_who_joins_later_gets_what_was_rolled_out(settings: Settings) -> None:
+    """By labels, once; and those who had it are not asked again."""
+    new = _publish(settings, Toy(13))
+    with playing(settings, CAST):
+        _roll(new, Plan(), ["site=1"])
+    lake = Lake(settings)
+    fleet.add_targets(
+        settings, lake, [fleet.Target("late", (DEVICE,), ("site=1",)), fleet.Target("else", (DEVICE,), ())]
+    )
+    asked = converge(settings)
+    assert "late" in asked
+    assert converge(settings) == ()
+    held = _with(settings, lambda js: rollouts.held(js, ["late"]))
+    assert held["late"].desired is not None
+    assert held["late"].desired.release == new.digest
+    fleet.remove_targets(settings, lake, ["late", "else"])
+
+
+def test_targets_are_chosen_by_devices_and_labels() -> None:
+    """A target counts if it serves a device that the release can read; no labels choose all of these."""
+    targets = (
+        fleet.Target("a", ("d1",), ("site=n", "x=1")),
+        fleet.Target("b", ("d2", "d9"), ("site=s", "x=1")),
+        fleet.Target("c", ("d3",)),
+    )
+    assert select(targets, [], {"d1", "d2"}) == targets[:2]
+    assert select(targets, ["x=1", "site=s"], {"d1", "d2"}) == (targets[1],)
+    with pytest.raises(ReleaseError, match="site=w that serve devices of the release's profiles, got none of 3"):
+        select(targets, ["site=w"], {"d1", "d2"})
+    with pytest.raises(ReleaseError, match="fieldloop target add"):
+        select((), [], {"d1"})
+
+
+class _Running:
+    """A rollout in a thread of its own; cancelled where the test leaves it running."""
+
+    def __init__(self, released: Released, plan: Plan) -> None:
+        self._outcome: Rolled | Exception | None = None
+        context = contextvars.copy_context()  # Prefect keeps in it which server it speaks to
+        self._thread = threading.Thread(target=context.run, args=(self._run, released, plan), daemon=True)
+
+    def __enter__(self) -> "_Running":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "the rollout still runs"
+
+    def _run(self, released: Released, plan: Plan) -> None:
+        try:
+            self._outcome = _roll(released, plan)
+        except Exception as exc:
+            self._outcome = exc
+
+    def result(self) -> Rolled:
+        """Wait for a rollout that completes."""
+        self._thread.join(PATIENCE_S)
+        assert isinstance(self._outcome, Rolled), self._outcome
+        return self._outcome
+
+    def error(self) -> Exception:
+        """Wait for a rollout that fails."""
+        self._thread.join(PATIENCE_S)
+        assert isinstance(self._outcome, Exception), self._outcome
+        return self._outcome
+
+
+def _roll(released: Released, plan: Plan = PLAN, labels: list[str] | None = None) -> Rolled:
+    @flow(name="test-rollout", validate_parameters=False)
+    def run() -> Any:
+        return roll_out(released, labels or [], plan)
+
+    rolled: Rolled = run()
+    return rolled
+
+
+def _publish(settings: Settings, toy: Toy) -> Released:
+    published = releases.publish(settings, make("toy", toy))
+    return Released("toy", toy.version, "run", published.digest, published.manifest, published.new)
+
+
+async def _clear(js: JetStreamContext, cast: Cast) -> None:
+    """Forget what was asked and said before."""
+    for name in cast.names():
+        await rollouts.forget(js, name)
+
+
+def _with(settings: Settings, work: Callable[[JetStreamContext], Any]) -> Any:
+    async def run() -> Any:
+        async with broker.platform(settings) as (_, js):
+            return await work(js)
+
+    return asyncio.run(run())
+
+
+def _await(settings: Settings, wanted: Callable[[Rollout], bool]) -> Rollout:
+    """Wait until the newest rollout is as wanted."""
+    found: list[Rollout] = []
+
+    def look() -> bool:
+        heads = _with(settings, rollouts.heads)
+        found[:] = [head.rollout for head in heads[:1] if wanted(head.rollout)]
+        return bool(found)
+
+    _until(look)
+    return found[0]
+
+
+def _until(look: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not look():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S:.0f} s"
+        time.sleep(0.1)
