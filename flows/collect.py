@@ -14,13 +14,15 @@ from tasks.collect import Collected, SourceName, collect_source, declared_source
 @flow(name="collect", timeout_seconds=12 * 3600, validate_parameters=True)
 def collect(
     sources: Annotated[list[SourceName] | None, Field(max_length=100)] = None,
+    again: bool = False,
 ) -> list[Collected]:
     """Bring what is new of sources into the tables `readings` and `quarantine`; one that fails costs only itself.
 
     Args:
         sources: Names of declarations in expectations/sources/, without their endings; all that there are where empty.
+        again: Read everything once more, as after a profile was mended; what is there already is not added again.
     """
-    states = [collect_source(source, return_state=True) for source in sources or declared_sources()]
+    states = [collect_source(source, again, return_state=True) for source in sources or declared_sources()]
     done = [state.result() for state in states if state.is_completed()]
     for collected in done:
         _report(collected)

@@ -27,11 +27,12 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from fieldloop.stores.sources.declaration import load_declaration, names
 from fieldloop.stores.sources.manifest import Manifest, application
-from fieldloop.stores.sources.source import Batch, ItemRefusedError, Note, Position
+from fieldloop.stores.sources.source import Batch, ItemRefusedError, Note, Position, Relay
 from tasks.landing import Decoder, new_readings
 from tasks.partitions import APPLICATIONS as ACQUISITION
 from tasks.quarantine import APPLICATION as REPLAY
-from tasks.rows import Owners, decode, quarantined
+from tasks.relay import relay
+from tasks.rows import Owners, decode, keep, quarantined
 
 COMMIT_READINGS: Final = 1_000_000  # of one commit, about; small files share one
 COMMITS: Final = 6  # how often a commit is tried where others commit at the same time
@@ -66,27 +67,29 @@ class Collected:
         first: earliest event time among the new readings; None where there are none.
         last: latest event time among them.
         failed: what could not be read; the rest was.
-        table_version: version of `readings` afterwards; None where there is no table yet.
+        table_version: version of `readings` afterwards; None where the source has nothing to do with the table.
+        forwarded: messages that went into the platform's stream, for the flow `acquire` to bring in.
     """
 
     source: str
-    batches: int
-    rows: int
-    readings: int
-    duplicates: int
-    quarantined: int
-    devices: int
-    enrolled: tuple[str, ...]
-    first: datetime | None
-    last: datetime | None
-    failed: tuple[Failed, ...]
-    table_version: int | None
+    batches: int = 0
+    rows: int = 0
+    readings: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
+    devices: int = 0
+    enrolled: tuple[str, ...] = ()
+    first: datetime | None = None
+    last: datetime | None = None
+    failed: tuple[Failed, ...] = ()
+    table_version: int | None = None
+    forwarded: int = 0
 
 
 @task(name="collect from source", retries=2, retry_delay_seconds=10, timeout_seconds=6 * 3600, tags=["lake"])
-def collect_source(source: str) -> Collected:
-    """Bring what is new of a declared source into the lake."""
-    return collect(Settings(), source)
+def collect_source(source: str, again: bool) -> Collected:
+    """Bring what is new of a declared source into the lake, or all of it once more."""
+    return collect(Settings(), source, again)
 
 
 def declared_sources() -> list[str]:
@@ -94,10 +97,15 @@ def declared_sources() -> list[str]:
     return names(Settings().root)
 
 
-def collect(settings: Settings, name: str) -> Collected:
-    """Bring what is new of a declared source into the tables `readings` and `quarantine`.
+def collect(settings: Settings, name: str, again: bool = False) -> Collected:
+    """Bring what is new of a declared source into the tables `readings` and `quarantine`, or into the stream.
 
     An item that cannot be read costs only itself: it is among `failed`.
+
+    Args:
+        settings: where the services are.
+        name: the source's name.
+        again: read all of it once more, as after the profile was mended; what is there already is not added again.
 
     Raises:
         DocumentError: there is no such source or profile, or they cannot be used.
@@ -110,8 +118,12 @@ def collect(settings: Settings, name: str) -> Collected:
     lake = Lake(settings)
     for table in ("readings", "quarantine", "sources"):
         lake.create(table)
+    if isinstance(source, Relay):
+        relayed, enrolled = relay(lake, declared, source)
+        return Collected(name, forwarded=relayed.stored, quarantined=relayed.strays, enrolled=enrolled)
     collector = _Collector(lake, Decoder(lake, settings.root), profile, Owners(declared, fleet.devices(lake)))
-    collector.run(source.read(collector.begin()))
+    done = collector.begin()
+    collector.run(source.read([] if again else done))
     return collector.result()
 
 
@@ -215,24 +227,12 @@ class _Collector:
         if self.newcomers:
             fleet.add_devices(self.lake, self.newcomers, self.profile.name)
         if self.decoded:
-            self.quarantined += self._keep(pl.concat(self.refused))
+            self.quarantined += keep(self.lake, pl.concat(self.refused))
             self._count(rows := pl.concat(self.decoded), _persistently(lambda: self._commit(rows)))
         elif self.pending:
             self.manifest.remember(self.pending)
         self.enrolled += self.newcomers
         self.newcomers, self.pending, self.decoded, self.refused = [], [], [], []
-
-    def _keep(self, waiting: pl.DataFrame) -> int:
-        """Enter into quarantine what is not there yet from a run that was killed; return how many rows are new."""
-        if not len(waiting):
-            return 0
-        place = ["subject", "sequence"]
-        of_these = pl.col("subject").is_in(waiting["subject"].unique().implode())
-        there = self.lake.scan("quarantine").filter(of_these).select(place).unique().collect()
-        fresh = waiting.join(there, on=place, how="anti")
-        if len(fresh):
-            self.lake.append("quarantine", fresh)
-        return len(fresh)
 
     def _commit(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Enter what was gathered into the manifest and commit its readings; return those that are new."""
@@ -298,6 +298,8 @@ def describe(collected: Collected) -> str:
         ("event times", span),
         ("table `readings`", f"version {collected.table_version}"),
     ]
+    if collected.forwarded:
+        rows = [("messages passed on to the stream", f"{collected.forwarded:,}"), rows[3]]
     lines = [f"## Source {collected.source}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += [f"\n**Not read:** {failed.error}" for failed in collected.failed]
@@ -343,7 +345,10 @@ def preview(settings: Settings, name: str) -> Preview:
     entries = Manifest(lake, name).entries()
     seen = Preview(sum(entry.rows > 0 for entry in entries), sum(entry.rows for entry in entries), ())
     failed: list[Failed] = []
-    for event in declared.open(settings, profile).read([entry.position for entry in entries]):
+    source = declared.open(settings, profile)
+    if isinstance(source, Relay):
+        return seen
+    for event in source.read([entry.position for entry in entries]):
         if isinstance(event, Batch):
             owned = Owners(declared, fleet.devices(lake)).of(profile, event)
             rows, rejects = decode(Decoder(lake, settings.root), profile, owned)

@@ -12,6 +12,7 @@ from typing import Final
 import polars as pl
 
 from fieldloop.domain.readings import Messages
+from fieldloop.domain.windows import OUT_OF_STREAM
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
 from tasks.landing import Decoder, new_readings, refused
@@ -23,7 +24,9 @@ MESSAGE: Final = ("subject", "sequence")  # what names a message: sequences of t
 BATCH_MESSAGES: Final = 20_000  # messages of one commit, at most
 BATCH_BYTES: Final = 64 << 20  # bytes of one commit, about
 
-_OF_DEVICES: Final = pl.col("subject").str.starts_with("devices.")  # what others send is kept to be looked at alone
+_STREAMED: Final = pl.col("subject").str.starts_with("devices.")
+_COLLECTED: Final = pl.col("subject").str.starts_with("sources/") & (pl.col("sequence") > 0) & (pl.col("device") != "")
+_OF_DEVICES: Final = _STREAMED | _COLLECTED  # the rest is kept to be looked at alone
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def _batches(lake: Lake, choice: Choice) -> Iterator[pl.DataFrame]:
         .collect()
     )
     number = pl.max_horizontal(pl.col("size").cum_sum() // BATCH_BYTES, pl.int_range(pl.len()) // BATCH_MESSAGES)
-    for part in chosen.with_columns(number=number).partition_by("number", maintain_order=True):
+    numbered = chosen.with_columns(number=number, streamed=_STREAMED)
+    for part in numbered.partition_by("number", "streamed", maintain_order=True):
         yield part.select(MESSAGE)
 
 
@@ -144,6 +148,8 @@ def _replay_batch(lake: Lake, decoder: Decoder, batch: pl.DataFrame) -> Replayed
     readings, quarantine = lake.snapshot("readings"), lake.snapshot("quarantine")
     number = 1 + max(readings.transaction(APPLICATION), quarantine.transaction(APPLICATION))
     decoded, rejects = decoder.decode(messages, number)
+    if not batch["subject"].str.starts_with("devices.").all():
+        decoded = decoded.with_columns(sequence=pl.lit(OUT_OF_STREAM, pl.Int64))
     fresh = new_readings(readings, decoded)
     still = refused(messages, rows["subject"].to_list(), rejects, number)
     settled = _settled(rows, still, number)

@@ -1,6 +1,7 @@
 """Rows of a source: whose they are, the readings in them, and what is refused, by the source's profile."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ from fieldloop.domain.payloads import fields
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Named, Reason, Reject
 from fieldloop.domain.windows import OUT_OF_STREAM
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.sources import columns
 from fieldloop.stores.sources.declaration import DEVICE_NAME, Declaration
-from fieldloop.stores.sources.source import Batch, ItemRefusedError
+from fieldloop.stores.sources.source import Batch, ItemRefusedError, Stray
 from tasks.landing import Decoder, refused
 
 
@@ -142,6 +144,32 @@ def quarantined(profile: Profile, owned: Owned, rejects: Sequence[Reject], place
             refused(unread, [subject] * len(batch.refused), why),
         ]
     )
+
+
+def strays(messages: Sequence[Stray], place: str) -> pl.DataFrame:
+    """Return messages of no device as rows of table `quarantine`: the topic as subject, a digest as sequence."""
+    digests = [hashlib.blake2b(message.payload, digest_size=8).digest() for message in messages]
+    unread = Messages(
+        [""] * len(messages),
+        np.full(len(messages), int(datetime.now(UTC).timestamp() * 1e6)),
+        np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.int64),
+        [message.payload for message in messages],
+    )
+    why = [Reject(row, None, message.reason, message.detail) for row, message in enumerate(messages)]
+    return refused(unread, [f"{place}/{message.topic}" for message in messages], why)
+
+
+def keep(lake: Lake, waiting: pl.DataFrame) -> int:
+    """Enter into quarantine what is not there yet, as from a run that was killed; return how many rows are new."""
+    if not len(waiting):
+        return 0
+    place = ["subject", "sequence"]
+    of_these = pl.col("subject").is_in(waiting["subject"].unique().implode())
+    there = lake.scan("quarantine").filter(of_these).select(place).unique().collect()
+    fresh = waiting.join(there, on=place, how="anti")
+    if len(fresh):
+        lake.append("quarantine", fresh)
+    return len(fresh)
 
 
 class _Payloads(Sequence[bytes]):

@@ -63,11 +63,16 @@ def check(name: Name) -> None:
 
 
 @app.command()
-def run(name: Name) -> None:
+def run(
+    name: Name,
+    again: Annotated[bool, typer.Option("--again", help="Read everything once more: a profile was mended.")] = False,
+) -> None:
     """Bring what is new into the lake, once. Exit status 1 if something could not be read."""
     from tasks.collect import collect
 
-    done = collect(Settings(), name)
+    done = collect(Settings(), name, again)
+    if done.forwarded:
+        typer.echo(f"{done.forwarded:,} messages passed on to the stream; `acquire` brings them into the lake")
     typer.echo(
         f"{done.rows:,} rows in {done.batches:,} batches: {done.readings:,} new readings of {done.devices:,} devices, "
         f"{done.duplicates:,} were there already, {done.quarantined:,} rows went to quarantine"

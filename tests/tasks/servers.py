@@ -16,6 +16,8 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import parse_qsl, urlsplit
 
+from fieldloop.stores.settings import Certificate
+
 DEADLINE_S = 60
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -56,6 +58,59 @@ def postgres() -> Iterator[str]:
         server.terminate()
         server.wait()
         shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class Mosquitto:
+    """A private Mosquitto: where it listens, and how to stop and start it."""
+
+    port: int
+    folder: Path
+    processes: list[subprocess.Popen[bytes]]
+
+    def start(self) -> None:
+        """Start it; what it had kept is there again."""
+        server = subprocess.Popen(
+            [which_mosquitto(), "-c", str(self.folder / "mosquitto.conf")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.processes.append(server)
+        wait_until(lambda: answers(self.port))
+
+    def stop(self) -> None:
+        """Stop it."""
+        self.processes[-1].terminate()
+        self.processes[-1].wait()
+
+
+@contextmanager
+def mosquitto(folder: Path, certificate: Certificate | None = None) -> Iterator[Mosquitto]:
+    """Run a Mosquitto of Debian's; its user is `plant`, its password `secret`; with TLS where it gets a certificate."""
+    port = free_port()
+    subprocess.run(["mosquitto_passwd", "-b", "-c", folder / "users", "plant", "secret"], check=True)
+    tls = f"certfile {certificate.cert}\nkeyfile {certificate.key}\n" if certificate else ""
+    (folder / "mosquitto.conf").write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {folder / 'users'}\n{tls}"
+        f"persistence true\npersistence_location {folder}/\nmax_queued_messages 0\nuser root\n"
+    )
+    running = Mosquitto(port, folder, [])
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def which_mosquitto() -> str:
+    """Return the path of Debian's Mosquitto, which is not on every PATH."""
+    return shutil.which("mosquitto") or "/usr/sbin/mosquitto"
+
+
+def answers(port: int) -> bool:
+    """Say whether something listens."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @dataclass

@@ -9,12 +9,16 @@ import polars as pl
 import pytest
 from backports import zstd
 
-from fieldloop.domain.errors import SourceError
+from fieldloop.domain.errors import DocumentError, SourceError
 from fieldloop.domain.readings import Reason
+from fieldloop.domain.windows import OUT_OF_STREAM
 from fieldloop.stores import fleet, objects
-from fieldloop.stores.lake import Lake
+from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
 from tasks.collect import collect, preview
+from tasks.preprocess import _passed, _readings
+from tasks.quarantine import Choice, replay
+from tasks.validate import find_new
 from tests.tasks.sources import Workshop, kill_while_collecting, workshop
 
 FILES = """
@@ -269,3 +273,98 @@ def test_preview_changes_nothing(shop: Workshop, inbox: Path) -> None:
     assert seen.refused[0][0] == Reason.NO_EVENT_TIME
     assert "seen-1" not in fleet.devices(Lake(shop))
     assert len(shop.stored("seen-1")) == 0
+
+
+def test_refused_rows_are_replayed_after_the_profile_is_mended(shop: Workshop, inbox: Path) -> None:
+    """What was out of range lands out of quarantine, outside the stream like the rest of its file, once."""
+    source = declare(shop, inbox, "mended", "name: mended-1")
+    (inbox / "a.csv").write_text(HEADER + rows(0, 2) + "2020-01-01T00:02:00,50000,on\n")
+    assert collect(shop, source).quarantined == 1
+    text = (shop.root / "expectations/profiles/meter.yaml").read_text()
+    shop.profile(text.replace("[0, 10000]", "[0, 100000]"))
+    done = replay(shop, Choice(device="mended-1"))
+    assert (done.messages, done.readings, done.duplicates, done.settled) == (1, 1, 1, 1)
+    stored = shop.stored("mended-1")
+    assert len(stored) == 6
+    assert set(stored["sequence"]) == {OUT_OF_STREAM}
+    assert replay(shop, Choice(device="mended-1")).messages == 0
+
+
+def test_a_new_channel_lands_when_everything_is_read_again(shop: Workshop, inbox: Path) -> None:
+    """After the profile has learnt a column, `again` brings its values alone."""
+    source = declare(shop, inbox, "again", "name: again-1")
+    text = (shop.root / "expectations/profiles/meter.yaml").read_text()
+    shop.profile(text.split("  - metric: state")[0])
+    (inbox / "a.csv").write_text(HEADER + rows(0, 5))
+    assert collect(shop, source).readings == 5
+    shop.profile(text)
+    assert collect(shop, source).rows == 0
+    done = collect(shop, source, again=True)
+    assert (done.readings, done.duplicates) == (5, 5)
+    assert collect(shop, source).rows == 0
+
+
+def test_validation_judges_and_preprocessing_reads_what_was_collected(shop: Workshop, inbox: Path) -> None:
+    """Rows of files are new until they are judged, then within what counts; later files are new again."""
+    source = declare(shop, inbox, "judged", "name: judged-1")
+    lake = Lake(shop)
+
+    def judge() -> None:
+        (span,) = find_new(shop, "meter", ["judged-1"], "run").spans
+        row = ("run", "judged-1", True, span.until, span.replayed_until, "", "", datetime.now(UTC))
+        lake.append("validations", pl.DataFrame([row], schema=SCHEMAS["validations"], orient="row"))
+
+    def validated() -> int:
+        return len(_readings(lake, lake.version("readings") or 0, "judged-1", _passed(lake)["judged-1"]).collect())
+
+    (inbox / "a.csv").write_text(HEADER + rows(0, 5))
+    collect(shop, source)
+    judge()
+    assert validated() == 10
+    (inbox / "b.csv").write_text(HEADER + rows(5, 2))
+    collect(shop, source)
+    assert validated() == 10
+    judge()
+    assert validated() == 14
+    assert find_new(shop, "meter", ["judged-1"], "run").spans == ()
+
+
+THIRD_PARTY = """
+from typing import ClassVar
+import numpy as np
+import pyarrow as pa
+from fieldloop.stores.sources.source import Batch, Options
+
+class CountOptions(Options):
+    until: int
+
+class CountSource:
+    options: ClassVar = CountOptions
+    def __init__(self, request, options):
+        self._until = options.until
+    def read(self, done):
+        first = done[-1]["next"] if done else 0
+        if first < self._until:
+            at = [f"2020-01-01T00:{n:02}:00" for n in range(first, self._until)]
+            rows = pa.table({"at": at, "level": list(range(first, self._until))})
+            yield Batch("count", rows, np.arange(first, self._until), {"next": self._until})
+"""
+
+
+def test_another_package_brings_a_kind_by_its_entry_point(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class in a package that is not ours is declared, checked, run and continued like those that are."""
+    package = tmp_path / "site"
+    (package / "counter-1.0.dist-info").mkdir(parents=True)
+    (package / "counter-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: counter\nVersion: 1.0\n")
+    entry = "[fieldloop.sources]\ncount = fieldloop_counter:CountSource\n"
+    (package / "counter-1.0.dist-info" / "entry_points.txt").write_text(entry)
+    (package / "fieldloop_counter.py").write_text(THIRD_PARTY)
+    monkeypatch.syspath_prepend(package)
+    text = "kind: count\ndevice: {name: count-1}\nenrol: true\noptions: {until: 5}\n"
+    assert collect(shop, shop.source("count", text)).readings == 5
+    assert collect(shop, shop.source("count", text)).rows == 0
+    assert collect(shop, shop.source("count", text.replace("5", "8"))).readings == 3
+    with pytest.raises(DocumentError, match=r"count.yaml:6: missing key `until` in `options`"):
+        collect(shop, shop.source("count", text.replace("until: 5", "")))

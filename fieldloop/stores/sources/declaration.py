@@ -16,7 +16,7 @@ from fieldloop.domain import document
 from fieldloop.domain.errors import DocumentError, SourceError
 from fieldloop.domain.profile import Profile
 from fieldloop.stores.settings import Settings
-from fieldloop.stores.sources.source import GROUP, Options, Request, Source
+from fieldloop.stores.sources.source import GROUP, Options, Relay, Request, Source
 
 FOLDER: Final = Path("expectations", "sources")
 DEVICE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")  # as in a topic
@@ -93,7 +93,7 @@ class Declaration(BaseModel):
     enrol: bool = False
     options: Any
 
-    def open(self, settings: Settings, profile: Profile) -> Source:
+    def open(self, settings: Settings, profile: Profile) -> Source | Relay:
         """Return the source, ready to be read.
 
         Args:
@@ -103,12 +103,12 @@ class Declaration(BaseModel):
         Raises:
             SourceError: the profile does not fit a source of this kind.
         """
-        if profile.clock.kind == "arrival":
+        opened: Source | Relay = _kind(self.kind)(Request(settings, profile, self.device.field), self.options)
+        if profile.clock.kind == "arrival" and not isinstance(opened, Relay):
             raise SourceError(
                 f"source {self.name}: profile {profile.name} takes a row's arrival as its time, which here is when it "
                 "is read; expected a profile with a clock"
             )
-        opened: Source = _kind(self.kind)(Request(settings, profile, self.device.field), self.options)
         return opened
 
 

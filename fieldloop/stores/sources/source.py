@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -130,6 +130,56 @@ class Note:
 
 class ItemRefusedError(SourceError):
     """Thrown into a source's iteration: what it last gave is not taken now, but may be another time."""
+
+
+@dataclass(frozen=True)
+class Stray:
+    """A message of which no device can be told, or that the stream does not take."""
+
+    topic: str
+    reason: Reason
+    detail: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Relayed:
+    """What a relay passed on: messages stored in the stream, and strays."""
+
+    stored: int
+    strays: int
+
+
+class Owner(Protocol):
+    """What a relay asks about a message."""
+
+    def device_of(self, topic: str) -> str | None:
+        """Return the device of a topic; None where none can be told."""
+
+    def keep(self, messages: Sequence[Stray]) -> None:
+        """Keep strays; when this returns they are safe."""
+
+
+@runtime_checkable
+class Relay(Protocol):
+    """A kind of source that is followed live: its messages go into the platform's stream in place of the lake."""
+
+    options: ClassVar[type[Options]]
+
+    def __init__(self, request: Request, options: Any) -> None:
+        """Remember what is asked for; nothing is opened yet.
+
+        Raises:
+            SourceError: the declaration does not fit.
+        """
+
+    def relay(self, owner: Owner) -> Relayed:
+        """Pass messages on until none comes for a while; each is acknowledged where it came from once it is safe.
+
+        Raises:
+            SourceError: the source refuses us.
+            StoreError: it or the platform's broker does not answer.
+        """
 
 
 class Source(Protocol):
