@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fieldloop.domain.recipe.part import to_us
 from fieldloop.domain.recipe.recipe import Recipe
-from fieldloop.domain.recipe.split import AtRandom, ByDevice, ByRun, ByTime
+from fieldloop.domain.recipe.split import AtRandom, ByDevice, ByHistory, ByRun, ByTime
 
 PartName = Literal["train", "validation", "test"]
 PARTS: Final[tuple[PartName, ...]] = get_args(PartName)
@@ -49,6 +49,8 @@ def parts(
             return _by_time(recipe, split, end_us)
         case ByDevice():
             return _by_device(recipe, split, devices, device, end_us)
+        case ByHistory():
+            return _by_history(recipe, split, device, end_us)
         case ByRun():
             keys = [f"{devices[code]}/{run}" for code, run in zip(device.tolist(), run_us.tolist(), strict=True)]
             return np.where(run_us == NO_RUN, "", _by_lot(keys, split.test_share, split.validation_share))
@@ -110,6 +112,19 @@ def _by_device(
             later = ends[int(len(ends) * (1 - split.validation_share))]
             low, high = np.iinfo(np.int64).min // 2, np.iinfo(np.int64).max // 2
             found[mine] = _between(recipe, (low, int(later), high), ends, ("train", "validation"))
+    return found
+
+
+def _by_history(recipe: Recipe, split: ByHistory, device: NDArray[np.int32], end_us: NDArray[np.int64]) -> Parts:
+    found = np.full(len(end_us), "", dtype="<U10")
+    low, high = np.iinfo(np.int64).min // 2, np.iinfo(np.int64).max // 2
+    shares = (split.train_share, split.train_share + split.validation_share)
+    for code in np.unique(device):
+        mine = device == code
+        ends = end_us[mine]
+        number = len(ends) if split.most is None else min(len(ends), split.most)
+        borders = [int(ends[int(number * share)]) for share in shares]
+        found[mine] = _between(recipe, (low, *borders, high), ends, PARTS)
     return found
 
 

@@ -14,6 +14,7 @@ from fieldloop.domain.head import Head
 from fieldloop.domain.recipe import Candidate
 from fieldloop.domain.recipe.candidates import (
     Boosting,
+    Deviation,
     ElasticNet,
     ExtraTrees,
     HistogramBoosting,
@@ -84,6 +85,8 @@ def fit(
             return arrays.fit_constant(of, target)
         case IsolationForest():
             return forests.fit_isolation(candidate, of, features, seed)
+        case Deviation():
+            return arrays.fit_deviations(names)
         case Pca():
             return arrays.fit_components(candidate, features)
     assert_never(candidate)
@@ -104,7 +107,7 @@ def file_names(algorithm: str) -> tuple[str, str]:
     """Return the names of the files that `dump` writes for an algorithm."""
     if algorithm == "xgboost":
         return boosting.FILE, HEAD_FILE
-    own = algorithm in ("last_value", "mean", "majority", "pca")
+    own = algorithm in ("last_value", "mean", "majority", "deviation", "pca")
     return arrays.FILE if own else scikit.FILE, HEAD_FILE
 
 

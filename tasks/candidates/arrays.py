@@ -76,6 +76,47 @@ class Last(msgspec.Struct, frozen=True, tag="last"):
         return None
 
 
+class Deviations(msgspec.Struct, frozen=True, tag="deviations"):
+    """The largest distance of a channel's last value from its mean, in its standard deviations; 0 where it has none.
+
+    Attributes:
+        last: [C] features that hold the last values.
+        mean: [C] those with the means.
+        spread: [C] those with the standard deviations.
+    """
+
+    last: list[int]
+    mean: list[int]
+    spread: list[int]
+
+    def raw(self, features: Matrix) -> Matrix:
+        """See `Learner`."""
+        last, mean, spread = (features[:, columns] for columns in (self.last, self.mean, self.spread))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            sizes = np.abs(last - mean) / spread
+        largest: Matrix = np.where(np.isfinite(sizes), sizes, np.float32(0)).max(axis=1, keepdims=True)
+        return largest
+
+    def convert(self, width: int) -> onnx.ModelProto:
+        """See `Learner`."""
+        features = _features(width)
+        last, mean, spread = (
+            op.gather(features, op.const(np.array(columns, dtype=np.int64)), axis=1)
+            for columns in (self.last, self.mean, self.spread)
+        )
+        sizes = op.div(op.abs(op.sub(last, mean)), spread)
+        known = op.and_(op.not_(op.isnan(sizes)), op.not_(op.isinf(sizes)))
+        return _graph(features, op.reduce_max(op.where(known, sizes, op.const(np.float32(0))), axes=[1], keepdims=1))
+
+    def dump(self) -> tuple[str, bytes]:
+        """See `Learner`."""
+        return FILE, msgspec.json.encode(self)
+
+    def shares(self) -> None:
+        """All channels count alike."""
+        return None
+
+
 class Components(msgspec.Struct, frozen=True, tag="components"):
     """Principal components of standardized features, and what lies off them.
 
@@ -148,6 +189,24 @@ def fit_last(problem: Problem, names: tuple[str, ...], target: NDArray[np.float3
     return Last(names.index(problem.last_value), float(np.mean(target, dtype=np.float64)))
 
 
+def fit_deviations(names: tuple[str, ...]) -> Deviations:
+    """Look up the features that hold last values, means and standard deviations.
+
+    Raises:
+        TrainingError: a channel lacks one of them.
+    """
+    channels = [name.removesuffix(".last") for name in names if name.endswith(".last")]
+    wanted = {kind: [f"{channel}.{kind}" for channel in channels] for kind in ("last", "mean", "std")}
+    missing = [name for each in wanted.values() for name in each if name not in names]
+    if missing or not channels:
+        raise TrainingError(
+            f"deviation: expected last, mean and std of each channel, got none of {', '.join(missing) or 'them'}: "
+            "take the families `level` and `spread`"
+        )
+    last, mean, spread = ([names.index(name) for name in each] for each in wanted.values())
+    return Deviations(last, mean, spread)
+
+
 def fit_components(candidate: Pca, features: Matrix) -> Components:
     """Find as many components as hold the share of the variance that is wanted."""
     wide = features.astype(np.float64)
@@ -169,14 +228,14 @@ def fit_components(candidate: Pca, features: Matrix) -> Components:
     )
 
 
-def restore(data: bytes) -> Constant | Last | Components:
+def restore(data: bytes) -> Constant | Last | Deviations | Components:
     """Return the learner that `dump` wrote.
 
     Raises:
         TrainingError: it is none.
     """
     try:
-        return msgspec.json.decode(data, type=Constant | Last | Components)
+        return msgspec.json.decode(data, type=Constant | Last | Deviations | Components)
     except msgspec.MsgspecError as exc:
         raise TrainingError(f"native model {FILE}: not a learner: {exc}") from exc
 

@@ -93,6 +93,16 @@ def test_devices_that_choose() -> None:
     assert found == ["train", "test", "validation"]
 
 
+def test_each_device_s_own_history() -> None:
+    """The begin of each device's windows trains, whenever it was, up to a bound."""
+    of = recipe("{by: history, train_share: 0.5, validation_share: 0.25, most: 80}")
+    ends = np.append(np.arange(100), 5000 + np.arange(40)) * of.step_us
+    found = np.array(split_up(of, [0] * 100 + [1] * 40, ends))
+    assert [np.flatnonzero(found[:100] == part).max() for part in ("train", "validation", "test")] == [39, 59, 99]
+    assert [np.flatnonzero(found[100:] == part).max() for part in ("train", "validation", "test")] == [19, 29, 39]
+    assert np.count_nonzero(found == "") == 4 * (LENGTH - 1)
+
+
 def test_runs_keep_their_side() -> None:
     """All windows of a run are in one part, about as many runs as wished, and more runs move none of the old ones."""
     of = recipe("{by: run, gap_steps: 10, test_share: 0.3, validation_share: 0.2}")

@@ -186,6 +186,15 @@ class IsolationForest(Algorithm):
     feature_share: Share = 1.0
 
 
+class Deviation(Algorithm):
+    """How far a channel's last value is from its window's mean, in the window's own standard deviations.
+
+    Learns nothing but the threshold, so that it suits devices of any scale. Needs the families `level` and `spread`.
+    """
+
+    algorithm: Literal["deviation"]
+
+
 class Pca(Algorithm):
     """Distance from the plane of principal components (Q), within it (Hotelling's T²), or whichever is further out.
 
@@ -212,12 +221,13 @@ Candidate = Annotated[
     | Mean
     | Majority
     | IsolationForest
+    | Deviation
     | Pca,
     Field(discriminator="algorithm"),
 ]
 AlgorithmName = Literal[
     "xgboost", "hist_boosting", "random_forest", "extra_trees", "ridge", "elastic_net", "logistic", "neighbours",
-    "last_value", "mean", "majority", "isolation_forest", "pca",
+    "last_value", "mean", "majority", "isolation_forest", "deviation", "pca",
 ]  # fmt: skip
 
 _LEARNERS: tuple[AlgorithmName, ...] = ("xgboost", "hist_boosting", "random_forest", "extra_trees", "neighbours")
@@ -225,7 +235,7 @@ SUITED: dict[Kind, tuple[AlgorithmName, ...]] = {
     "value": (*_LEARNERS, "ridge", "elastic_net", "last_value", "mean"),
     "time_to_event": (*_LEARNERS, "ridge", "elastic_net", "mean"),
     "class": (*_LEARNERS, "logistic", "majority"),
-    "anomaly": ("isolation_forest", "pca"),
+    "anomaly": ("isolation_forest", "deviation", "pca"),
 }
 
 

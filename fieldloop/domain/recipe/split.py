@@ -63,6 +63,27 @@ class ByDevice(Part):
     validation_share: Share = 0.2
 
 
+class ByHistory(Part):
+    """The begin of each device's own history is learnt from, whenever that was; what came later judges.
+
+    Attributes:
+        train_share: share of a device's windows.
+        validation_share: share that follows and chooses.
+        most: windows of a device beyond which both shares do not grow; None for no bound.
+    """
+
+    by: Literal["history"]
+    train_share: Share = 0.6
+    validation_share: Share = 0.2
+    most: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _usable(self) -> "ByHistory":
+        if self.train_share + self.validation_share >= 1:
+            raise ValueError("train_share and validation_share leave no window to judge by")
+        return self
+
+
 class ByRun(Part):
     """Whole runs judge. A device's history falls into runs at long gaps, or where a channel that numbers them changes.
 
@@ -112,6 +133,7 @@ def _by(split: Any) -> str:
 Split = Annotated[
     Annotated[ByTime, Tag("time")]
     | Annotated[ByDevice, Tag("device")]
+    | Annotated[ByHistory, Tag("history")]
     | Annotated[ByRun, Tag("run")]
     | Annotated[AtRandom, Tag("random")],
     Discriminator(_by),
