@@ -221,8 +221,9 @@ def _content_key(
     noted: pl.DataFrame,
 ) -> str:
     """Return a digest of everything that the tables follow from; unlike versions, re-sent readings do not change it."""
+    counted = (pl.len(), pl.col("sequence").max(), pl.col("replay").max())
     content = {
-        device: _readings(lake, version, device, last).select(pl.len(), pl.col("sequence").max()).collect().row(0)
+        device: _readings(lake, version, device, last).select(*counted).collect().row(0)
         for device, last in until.items()
     }
     described = (recipe.digest, repr(sorted(profiles.items())), sorted(content.items()), labels.fingerprint(noted))
