@@ -20,7 +20,7 @@ from spox import Tensor, Var, argument, build
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.features.autocorrelation import autocorrelation
 from fieldloop.domain.features.calendar import calendar
-from fieldloop.domain.features.cleaned import Cleaned
+from fieldloop.domain.features.cleaned import Cleaned, sort
 from fieldloop.domain.features.columns import Columns
 from fieldloop.domain.features.cross_channel import cross_channel
 from fieldloop.domain.features.crossings import crossings
@@ -110,20 +110,21 @@ def _columns(recipe: Recipe, masked: Var, ordered: Var | None) -> list[Columns]:
 
 
 def _cleaned(recipe: Recipe, masked: Var, ordered: Var | None) -> Cleaned:
-    length = recipe.window.length
-    if not recipe.clock:
-        return Cleaned(masked, recipe.inputs, length, None, ordered)
-    last = op.gather(masked, op.const(np.int64(length - 1)), axis=2)
-    clock = op.gather(last, op.const(np.int64(len(recipe.channels))), axis=1)
-    channels = _channels(masked, len(recipe.channels))
-    return Cleaned(
-        channels, recipe.inputs, length, clock, None if ordered is None else _channels(ordered, len(recipe.channels))
-    )
+    length, clock = recipe.window.length, None
+    if recipe.clock:
+        last = op.gather(masked, op.const(np.int64(length - 1)), axis=2)
+        clock = op.gather(last, op.const(np.int64(len(recipe.channels))), axis=1)
+        masked = _channels(recipe, masked)
+        ordered = None if ordered is None else _channels(recipe, ordered)
+    if ordered is None and "quantiles" in recipe.features:
+        ordered = sort(masked, length)
+    return Cleaned(masked, recipe.inputs, length, clock, ordered)
 
 
-def _channels(window: Var, number: int) -> Var:
+def _channels(recipe: Recipe, window: Var) -> Var:
     """The window without its clock."""
-    return op.slice(window, *(op.const(np.array([bound], dtype=np.int64)) for bound in (0, number, 1)))
+    bounds = (0, len(recipe.channels), 1)
+    return op.slice(window, *(op.const(np.array([bound], dtype=np.int64)) for bound in bounds))
 
 
 def _matrix(columns: list[Columns]) -> Var:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import spox.opset.ai.onnx.v17 as op
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from spox import Var
 
 _TIME = 0
+SHARES: Final = {"min": 0.0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9, "max": 1.0}
 
 
 class Cleaned:
@@ -29,47 +31,38 @@ class Cleaned:
             metrics: [C] names of the channels.
             length: T.
             clock: [N] float32, seconds since Monday 00:00 UTC at which the last step begins; None where it is not read.
-            ordered: [N, C, T] float32, the values of `masked` in ascending order, NaN last; None to sort in the graph.
+            ordered: [N, C, T] float32, the values in ascending order, anything behind them; None where nobody sorted.
         """
         self.metrics = tuple(metrics)
         self.length = length
         self.clock = clock
-        self._masked = masked
-        self._ordered = ordered
+        self.ordered = ordered
         self.steps = op.transpose(masked, perm=[2, 0, 1])
 
     @cached_property
-    def missing(self) -> Var:
-        """[T, N, C] bool."""
-        return op.isnan(self.steps)
+    def there(self) -> Var:
+        """[T, N, C] bool, false where missing. A NaN is not even equal to itself."""
+        return op.equal(self.steps, self.steps)
 
     @cached_property
     def weight(self) -> Var:
         """[T, N, C] 1, 0 where missing."""
-        return op.cast(op.not_(self.missing), to=np.float64)
+        return op.cast(self.there, to=np.float64)
 
     @cached_property
     def zeroed(self) -> Var:
         """[T, N, C] values, 0 where missing."""
-        return op.cast(op.where(self.missing, op.const(np.float32(0)), self.steps), to=np.float64)
+        return op.cast(op.where(self.there, self.steps, op.const(np.float32(0))), to=np.float64)
 
     @cached_property
     def count(self) -> Var:
         """[N, C] values that are there."""
-        return self.counts[0]
+        return _sum(self.weight)
 
     @cached_property
-    def counts(self) -> list[Var]:
-        """[N, C] each: sums of 1, t and t² over the steps that are there, t counted from the middle of the window.
-
-        All exact, as multiples of a quarter, so that the order in which a product of matrices adds up does not matter.
-        """
-        t = middled(self.length)
-        powers = op.const(np.stack([np.ones_like(t), t, t * t]))
-        flat = op.reshape(self.weight, op.const(np.array([self.length, -1], dtype=np.int64)))
-        channels = len(self.metrics)
-        sums = op.reshape(op.matmul(powers, flat), op.const(np.array([3, -1, channels], dtype=np.int64)))
-        return [op.gather(sums, op.const(np.int64(row)), axis=0) for row in range(3)]
+    def counted(self) -> Var:
+        """[N, C] int64, values that are there."""
+        return op.cast(self.count, to=np.int64)
 
     @cached_property
     def mean(self) -> Var:
@@ -99,31 +92,37 @@ class Cleaned:
     @cached_property
     def lowest(self) -> Var:
         """[N, C] least value, NaN where there is none."""
-        if self._ordered is None:
+        if self.ordered is None:
             return op.reduce_min(self._filled, axes=[_TIME], keepdims=0)
-        return op.cast(op.gather(self._ordered, op.const(np.int64(0)), axis=2), to=np.float64)
+        return self._bound(0)
 
     @cached_property
     def highest(self) -> Var:
         """[N, C] greatest value, NaN where there is none."""
-        if self._ordered is None:
+        if self.ordered is None:
             return op.reduce_max(self._filled, axes=[_TIME], keepdims=0)
-        axis = op.const(np.array([2], dtype=np.int64))
-        place = op.unsqueeze(op.cast(op.sub(self.count, number(1.0)), to=np.int64), axis)  # -1, the last, for none
-        return op.cast(op.squeeze(op.gather_elements(self._ordered, place, axis=2), axis), to=np.float64)
+        return self._bound(len(SHARES) - 1)
+
+    @cached_property
+    def quantiles(self) -> Var:
+        """[N, C, Q] a quantile for each of `SHARES`, NaN where there is no value; of sorted windows alone.
+
+        Interpolated between the two nearest values (Hyndman and Fan's type 7, NumPy's default). Where to find them and
+        how to weigh them depends on the count alone: two tables, since nodes cost time at the edge. Without values both
+        are the last one, whatever that is, weighed with NaN.
+        """
+        if self.ordered is None:
+            raise ValueError("quantiles need sorted windows")
+        places, weights = _interpolation(self.length)
+        found = op.gather_elements(self.ordered, op.gather(op.const(places), self.counted, axis=0), axis=2)
+        weighed = op.mul(op.cast(found, to=np.float64), op.gather(op.const(weights), self.counted, axis=0))
+        low, high = op.split(weighed, outputs_count=2, axis=2)
+        return op.add(low, high)
 
     @cached_property
     def last(self) -> Var:
         """[N, C] value of the last step, NaN where missing."""
         return self.step(self.length - 1)
-
-    @cached_property
-    def ordered(self) -> Var:
-        """[N, C, T] float32, the values in ascending order; behind them, whatever fills the gaps."""
-        if self._ordered is not None:
-            return self._ordered
-        filled = op.where(op.isnan(self._masked), op.const(np.float32(np.inf)), self._masked)
-        return op.top_k(filled, op.const(np.array([self.length], dtype=np.int64)), largest=0)[0]
 
     @cached_property
     def difference(self) -> Var:
@@ -157,12 +156,24 @@ class Cleaned:
     @cached_property
     def _filled(self) -> Var:
         """[T, N, C] the values, their mean, which lies between them, where missing; NaN where there is none."""
-        return op.where(self.missing, self.mean, self.zeroed)
+        return op.where(self.there, self.zeroed, self.mean)
+
+    def _bound(self, share: int) -> Var:
+        return op.gather(self.quantiles, op.const(np.int64(share)), axis=2)
 
 
 def middled(length: int) -> NDArray[np.float64]:
     """Return [T], the steps counted from the middle of the window."""
     return np.arange(length, dtype=np.float64) - (length - 1) / 2
+
+
+def sort(masked: Var, length: int) -> Var:
+    """Return the window [N, C, T] with each channel's values in ascending order, infinity in place of NaN behind them.
+
+    Of one window; many are sorted faster by NumPy.
+    """
+    filled = op.where(op.equal(masked, masked), masked, op.const(np.float32(np.inf)))
+    return op.top_k(filled, op.const(np.array([length], dtype=np.int64)), largest=0)[0]
 
 
 def later(values: Var, lag: int) -> Var:
@@ -183,6 +194,20 @@ def number(value: float) -> Var:
 def between(values: Var, start: int, stop: int) -> Var:
     """Return the steps from `start` to before `stop`."""
     return op.slice(values, *(op.const(np.array([bound], dtype=np.int64)) for bound in (start, stop, _TIME)))
+
+
+def _interpolation(length: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return for each count of values, 0 to T, the places of the lower and upper neighbours and their weights.
+
+    Returns:
+        Both [T + 1, 2 * Q]: of all lower neighbours, then of all upper ones.
+    """
+    place = np.arange(-1, length)[:, None] * np.array(list(SHARES.values()))
+    below = np.floor(place)
+    places = np.hstack([below, np.ceil(place)]).astype(np.int64)
+    weights = np.hstack([1 - (place - below), place - below])
+    places[0], weights[0] = length - 1, np.nan
+    return places, weights
 
 
 def _sum(values: Var) -> Var:

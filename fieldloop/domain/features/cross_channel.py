@@ -17,9 +17,9 @@ def cross_channel(window: Cleaned) -> list[Columns]:
     """
     pairs = list(combinations(range(len(window.metrics)), 2))
     first, second = (_chosen(window.deviation, [pair[side] for pair in pairs]) for side in (0, 1))
-    gap_first, gap_second = (_chosen(window.missing, [pair[side] for pair in pairs]) for side in (0, 1))
+    there_first, there_second = (_chosen(window.there, [pair[side] for pair in pairs]) for side in (0, 1))
     zero = op.const(np.float64(0))
-    first, second = op.where(gap_second, zero, first), op.where(gap_first, zero, second)
+    first, second = op.where(there_second, first, zero), op.where(there_first, second, zero)
     products = [op.mul(first, second), op.mul(first, first), op.mul(second, second)]
     together, own_first, own_second = (window.total(product, len(pairs)) for product in products)
     # the roots apart: the product of two tiny variances would be 0

@@ -12,9 +12,11 @@ def trend(window: Cleaned) -> list[Columns]:
     With t the steps counted from the middle, of which n are there, the slope is n Σt(x - mean) / (n Σt² - (Σt)²): the
     deviations of x add up to nothing, so t needs no mean of its own. The divisor is exact.
     """
-    ones, first, second = window.counts
-    rise = window.total(op.mul(op.const(middled(window.length)[:, None, None]), window.deviation))
-    run = op.sub(op.mul(ones, second), op.mul(first, first))
-    slope = op.div(op.mul(rise, ones), run)
+    steps = op.const(middled(window.length)[:, None, None])
+    rise = window.total(op.mul(steps, window.deviation))
+    weighted = op.mul(steps, window.weight)
+    first, second = window.total(weighted), window.total(op.mul(steps, weighted))
+    run = op.sub(op.mul(window.count, second), op.mul(first, first))
+    slope = op.div(op.mul(rise, window.count), run)
     delta = op.sub(window.last, window.step(window.length - 2))
     return per_channel(window.metrics, {"slope": slope, "delta": delta})
