@@ -162,12 +162,22 @@ def apply(graph: bytes, found: Examples, chosen: NDArray[np.int64]) -> NDArray[n
     return _over(found, chosen, session.get_outputs()[0].shape[1], partial(_run, session))
 
 
-def features(found: Examples, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the features of chosen windows ([K] int64, increasing), float32 [K, F].
+@dataclass(frozen=True)
+class FeatureRun:
+    """A recipe's features, ready to run.
 
-    The same bits as the recipe's `feature_graph`, by its build for batches: masks, sort along time, features.
+    Attributes:
+        width: F.
+        run: windows float32 [N, R, T] → features float32 [N, F].
     """
-    graphs = batch_graphs(found.recipe)
+
+    width: int
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def feature_run(recipe: Recipe) -> FeatureRun:
+    """Build a recipe's features for batches: masks, sort along time, features."""
+    graphs = batch_graphs(recipe)
     masks, families = (session_of(graph.SerializeToString()) for graph in (graphs.masks, graphs.features))
 
     def run(windows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -175,7 +185,19 @@ def features(found: Examples, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
         answer: NDArray[np.float32] = families.run(None, {MASKED: masked, ORDERED: np.sort(masked)})[0]
         return answer
 
-    return _over(found, chosen, families.get_outputs()[0].shape[1], run)
+    return FeatureRun(families.get_outputs()[0].shape[1], run)
+
+
+def features(found: Examples, chosen: NDArray[np.int64], built: FeatureRun | None = None) -> NDArray[np.float32]:
+    """Return the features of chosen windows ([K] int64, increasing), float32 [K, F], as the release graph gives them.
+
+    Args:
+        found: the examples.
+        chosen: which of them.
+        built: the recipe's features, where they are there already.
+    """
+    built = built or feature_run(found.recipe)
+    return _over(found, chosen, built.width, built.run)
 
 
 def _over(

@@ -18,11 +18,32 @@ MAX_WINDOWS: Final = 4096  # rows of one session run
 ERRORS_ONLY: Final = 3  # onnxruntime's log severity
 
 
+class _Alone:
+    """A session's run of one window, its input and output bound to memory once: half a dozen microseconds saved."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        source, answer = session.get_inputs()[0], session.get_outputs()[0]
+        self._window = np.zeros((1, *source.shape[1:]), dtype=np.float32)
+        self._prediction = np.zeros((1, *answer.shape[1:]), dtype=np.float32)
+        self._session = session
+        self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(part) for part in (self._window, self._prediction)]
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(INPUT, self._values[0])
+        self._binding.bind_ortvalue_output(OUTPUT, self._values[1])
+
+    def run(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the prediction float32 [1, P] of a window float32 [1, R, T]; for one caller at a time."""
+        self._window[...] = window
+        self._session.run_with_iobinding(self._binding)
+        return self._prediction.copy()
+
+
 @dataclass(frozen=True)
 class Model:
-    """A graph that takes window float32 [N, C, T] and gives prediction float32 [N, 1]."""
+    """A graph that takes window float32 [N, R, T] and gives prediction float32 [N, P]; for one caller at a time."""
 
     session: onnxruntime.InferenceSession
+    _alone: _Alone | None = None
 
     @classmethod
     def load(cls, graph: bytes) -> "Model":
@@ -43,15 +64,18 @@ class Model:
         names = [n.name for n in session.get_inputs()], [n.name for n in session.get_outputs()]
         if names != ([INPUT], [OUTPUT]):
             raise ReleaseError(f"{GRAPH}: expected input {INPUT!r}, output {OUTPUT!r}, got {names[0]}, {names[1]}")
-        return cls(session)
+        shapes = [*session.get_inputs()[0].shape[1:], *session.get_outputs()[0].shape[1:]]
+        return cls(session, _Alone(session) if all(isinstance(size, int) for size in shapes) else None)
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return predictions float32 [N, 1] of windows float32 [N, C, T].
+        """Return predictions float32 [N, P] of windows float32 [N, R, T].
 
         Raises:
             ReleaseError: the graph fails on them.
         """
         try:
+            if len(windows) == 1 and self._alone is not None:
+                return self._alone.run(windows)
             parts = [
                 self.session.run([OUTPUT], {INPUT: windows[start : start + MAX_WINDOWS]})[0]
                 for start in range(0, len(windows), MAX_WINDOWS)
