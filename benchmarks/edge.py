@@ -1,0 +1,215 @@
+"""From a reading stored by the broker to its prediction stored there, at 100 and 5,000 readings/s; the agent's memory.
+
+Both times are the broker's own stamps. Each message completes a window of the wind farm's features and 200 trees; the
+hard case has one reading a message, the other one six. Peers in the same run: one window through a bare ONNX Runtime
+session, and through MLflow's scoring server.
+"""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import mlflow
+import numpy as np
+import onnx
+import psutil
+
+from benchmarks import gateway
+from benchmarks.figure import Figure
+from benchmarks.gateway import Gateway
+from fieldloop.domain import predictions
+from fieldloop.domain.release import Release, decode_canary
+from fieldloop.edge.model import Model
+from fieldloop.stores import broker, drain
+from fieldloop.stores.pull import Pulled, Puller
+
+SINGLE, SIX = 1, 6  # readings a message
+RATES: Final = (100, 5000)  # readings/s
+WARM_S: Final = 3.0
+RUN_S: Final = 12.0
+TICK_S: Final = 0.001
+DEVICES: Final = 100
+PREFILL_STEPS: Final = 8  # of each device, before the clock runs
+BARE_RUNS: Final = 5000
+SERVED_RUNS: Final = 300
+
+
+Moments = dict[tuple[str, int], int]  # (device, step): nanoseconds since the epoch
+
+
+def measure() -> Figure:
+    """Run an agent for each kind of message at each rate, then the peers."""
+    further: dict[str, Any] = {}
+    with gateway.installation() as settings:
+        for name, readings in (("single", SINGLE), ("six", SIX)):
+            release = gateway.make_release(settings.root, readings)
+            devices = [f"dev-{readings}-{number:03}" for number in range(DEVICES)]
+            target = gateway.enrol(settings, f"gw-{readings}", devices)
+            target.desire(release)
+            target.start()
+            target.await_running(release)
+            step = asyncio.run(_publish(target, readings, 0, PREFILL_STEPS, None))
+            for rate in RATES:
+                steps = round((WARM_S + RUN_S) * rate / readings / DEVICES)
+                begun_ns = time.time_ns()
+                step = asyncio.run(_publish(target, readings, step, step + steps, rate / readings))
+                found = _latency(target, begun_ns + round(WARM_S * 1e9))
+                further |= {f"{name}_{rate}_{key}": value for key, value in found.items()}
+            further |= {f"{name}_{key}": value for key, value in target.memory_mb().items()}
+            further[f"{name}_start_s"] = _start(target)
+            target.kill()
+        further |= _bare(release) | _served(release)
+    p99 = further[f"single_{RATES[-1]}_p99_ms"]
+    return Figure(
+        figure=p99,
+        unit="ms",
+        peer="MLflow's scoring server, one window a request, p99",
+        ratio=round(p99 / further["mlflow_p99_ms"], 4),
+        further={"p99_ms": p99, "rss_mb": further["six_rss_mb"], **further},
+    )
+
+
+async def _publish(target: Gateway, readings: int, begin: int, end: int, rate: float | None) -> int:
+    """Publish steps of all devices, so many messages a second; return the next step."""
+    payloads = [gateway.payload(readings, step, device) for step in range(begin, end) for device in range(DEVICES)]
+    async with broker.platform(target.settings) as (client, _):
+        began = time.perf_counter()
+        for number, payload in enumerate(payloads):
+            while rate is not None and number > (time.perf_counter() - began) * rate:
+                await asyncio.sleep(TICK_S)
+            await client.publish(f"devices.{target.devices[number % DEVICES]}.readings", payload)
+        await client.flush()
+    return end
+
+
+def _latency(target: Gateway, from_ns: int) -> dict[str, float]:
+    """Return quantiles from a reading stored to its prediction stored, of the readings since a moment."""
+    deadline = time.monotonic() + gateway.PATIENCE_S
+    sent = {key: moment for key, moment in _readings(target).items() if moment >= from_ns}
+    while True:
+        done = _predictions(target)
+        if sent.keys() <= done.keys() or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    waits = np.array([done[key] - moment for key, moment in sent.items() if key in done])
+    p50, p99 = np.quantile(waits, [0.5, 0.99]) / 1e6
+    return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3), "windows": len(waits),
+            "missing": len(sent) - len(waits)}  # fmt: skip
+
+
+def _readings(target: Gateway) -> Moments:
+    """Return when each message of the target's devices was stored, by the window that it completes."""
+    mine = set(target.devices)
+    found: Moments = {}
+    for subject, payload, moment in _stream(target, "readings"):
+        device = subject.split(".")[1]
+        if device in mine:
+            found[device, (json.loads(payload)["t"] - gateway.BEGIN_MS) // gateway.STEP_MS - 1] = moment
+    return found
+
+
+def _predictions(target: Gateway) -> Moments:
+    """Return when each window's prediction was stored."""
+    found: Moments = {}
+    for subject, payload, moment in _stream(target, "predictions"):
+        if subject == f"predictions.{target.target}":
+            message = predictions.unpack(payload)
+            for end_us in message.columns()[0].tolist():
+                found[message.device, (end_us // 1000 - gateway.BEGIN_MS) // gateway.STEP_MS] = moment
+    return found
+
+
+def _stream(target: Gateway, stream: str) -> list[tuple[str, bytes, int]]:
+    """Return a stream's messages: subject, payload and the broker's time, nanoseconds since the epoch."""
+
+    async def add() -> int:
+        async with broker.platform(target.settings) as (_, js):
+            return await drain.add_consumer(js, stream, "bench", 0)
+
+    pending, pulled = asyncio.run(add()), Pulled()
+    certificate = target.settings.certificate("platform", "platform")
+    with Puller(target.settings.nats_endpoint, certificate, stream, "bench") as puller:
+        while len(pulled.payloads) < pending:
+            puller.read(pulled, pending - len(pulled.payloads), drain.PULL_WAIT_S)
+    moments = [int(reply.split(b".")[7]) for reply in pulled.replies]
+    return list(zip([subject.decode() for subject in pulled.subjects], list(pulled.payloads), moments, strict=True))
+
+
+def _start(target: Gateway) -> float:
+    """Kill the agent and start it again; return the seconds until it scores."""
+    target.kill()
+    began = time.monotonic()
+    target.start()
+    while not target.well():
+        time.sleep(0.01)
+    return round(time.monotonic() - began, 2)
+
+
+def _bare(release: Release) -> Mapping[str, float]:
+    """Run one window after the other through a session."""
+    model, window = Model.load(release.graph), decode_canary(release.canary).inputs[:1]
+    return _timed("bare", BARE_RUNS, lambda: model.run(window))
+
+
+def _served(release: Release) -> dict[str, float]:
+    """Ask MLflow's scoring server for one window after the other."""
+    window = decode_canary(release.canary).inputs[:1]
+    body = json.dumps({"inputs": {"window": window.tolist()}}).encode()
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+
+    def ask() -> None:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - loopback
+            answer.read()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        mlflow.onnx.save_model(onnx.load_from_string(release.graph), str(path), pip_requirements=["onnxruntime"])
+        serve = ["mlflow", "models", "serve", "--model-uri", str(path), "--env-manager", "local", "--port", str(port)]
+        command = [sys.executable, "-m", *serve]
+        began = time.monotonic()
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            _await(ask)
+            started = round(time.monotonic() - began, 2)
+            found = _timed("mlflow", SERVED_RUNS, ask)
+            family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+            memory = round(sum(process.memory_info().rss for process in family) / 1e6, 1)
+        finally:
+            for process in psutil.Process(server.pid).children(recursive=True):
+                process.kill()
+            server.kill()
+            server.wait()
+    return {**found, "mlflow_rss_mb": memory, "mlflow_start_s": started}
+
+
+def _await(ask: Callable[[], None]) -> None:
+    deadline = time.monotonic() + gateway.PATIENCE_S
+    while True:
+        with suppress(OSError):
+            return ask()
+        if time.monotonic() > deadline:
+            raise SystemExit("MLflow's scoring server does not answer")
+        time.sleep(0.1)
+
+
+def _timed(name: str, runs: int, work: Callable[[], object]) -> Mapping[str, float]:
+    """Return the quantiles of the time that a piece of work takes, milliseconds."""
+    seconds = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1e3
+    return {f"{name}_p50_ms": round(float(p50), 4), f"{name}_p99_ms": round(float(p99), 4)}
