@@ -7,6 +7,7 @@ session, and through MLflow's scoring server.
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import mlflow
 import numpy as np
 import onnx
 import psutil
+from mlflow.models import infer_signature
 
 from benchmarks import gateway
 from benchmarks.figure import Figure
@@ -175,11 +177,13 @@ def _served(release: Release) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        mlflow.onnx.save_model(onnx.load_from_string(release.graph), str(path), pip_requirements=["onnxruntime"])
+        graph, signature = onnx.load_from_string(release.graph), infer_signature({"window": window})
+        mlflow.onnx.save_model(graph, str(path), pip_requirements=["onnxruntime"], signature=signature)
         serve = ["mlflow", "models", "serve", "--model-uri", str(path), "--env-manager", "local", "--port", str(port)]
         command = [sys.executable, "-m", *serve]
         began = time.monotonic()
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         try:
             _await(ask)
             started = round(time.monotonic() - began, 2)

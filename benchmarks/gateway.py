@@ -17,11 +17,14 @@ import msgspec
 import numpy as np
 import onnxruntime
 import psutil
+import xgboost
+from onnxmltools import convert_xgboost
+from onnxmltools.convert.common.data_types import FloatTensorType
 
 from fieldloop.domain.enrolment import decode_config
 from fieldloop.domain.graph import feature_graph, merge
 from fieldloop.domain.profile import Channel, Clock, Profile
-from fieldloop.domain.recipe import Boosting, Recipe, load_recipe
+from fieldloop.domain.recipe import Recipe, load_recipe
 from fieldloop.domain.release import Canary, File, Manifest, Release, encode_canary, encode_manifest, output_hash
 from fieldloop.domain.rollout import Reported
 from fieldloop.domain.windows import WindowSpec
@@ -35,7 +38,6 @@ from infra.local.authority import make_authority
 from infra.local.identities import enrol_targets
 from infra.local.keys import make_secrets
 from infra.local.stack import start_stack, stop_stack
-from tasks.candidates import convert, fit
 
 STEP_MS: Final = 1000
 BEGIN_MS: Final = 1_700_000_000_000
@@ -75,8 +77,10 @@ def make_release(root: Path, channels: int, trees: int = 200, seed: int = 7, ver
     session = onnxruntime.InferenceSession(features.SerializeToString())
     matrix = session.run(None, {"window": windows})[0]
     target = (windows[:, 0].mean(axis=1) * 50 + np.nan_to_num(matrix[:, -1])).astype(np.float32)
-    candidate = Boosting(algorithm="xgboost", trees=trees, depth=6, learning_rate=0.08)
-    graph = merge(features, convert(fit(candidate, matrix, target, seed), matrix.shape[1])).SerializeToString()
+    model = xgboost.XGBRegressor(n_estimators=trees, max_depth=6, learning_rate=0.08, random_state=seed, n_jobs=1)
+    types = [("input", FloatTensorType([None, matrix.shape[1]]))]
+    converted = convert_xgboost(model.fit(matrix, target), initial_types=types, target_opset=15)
+    graph = merge(features, converted).SerializeToString()
     inputs = windows[:32]
     outputs = Model.load(graph).run(inputs)
     canary = encode_canary(Canary(inputs, outputs))
