@@ -50,7 +50,9 @@ def main() -> int:
     try:
         config = decode_config(path.read_bytes(), str(path))
         from fieldloop.edge.agent import Agent
+        from fieldloop.edge.memory import one_heap
 
+        one_heap()
         asyncio.run(_run(lambda: Agent(config, path.parent)))
     except (FieldloopError, OSError) as exc:
         logging.getLogger(__name__).error("%s", exc)
