@@ -8,7 +8,6 @@ session, and through MLflow's scoring server.
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -166,9 +165,7 @@ def _served(release: Release) -> dict[str, float]:
     """Ask MLflow's scoring server for one window after the other."""
     window = decode_canary(release.canary).inputs[:1]
     body = json.dumps({"inputs": {"window": window.tolist()}}).encode()
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
+    port = gateway.free_port()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
 
     def ask() -> None:

@@ -67,6 +67,13 @@ def installation() -> Iterator[Settings]:
             stop_stack(settings, platform.PLATFORM)
 
 
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
 def make_release(root: Path, channels: int, trees: int = 200, seed: int = 7, version: int = 1) -> Release:
     """Return a release of the wind farm's recipe, cut to so many channels: its features, and trees on random data."""
     recipe = load_recipe(root, "turbine-power")

@@ -40,7 +40,7 @@ class Recording:
     steps: list[Step] = field(default_factory=list)
 
     def images(self, into: Path, seed: int = 0) -> Iterator[tuple[int, str, Path]]:
-        """Yield each cut: how many steps came before it, of which kind it is, and the folder as it is found after it."""
+        """Yield each cut: how many steps came before it, its kind, and the folder as it is found after it."""
         chance = random.Random(seed)  # noqa: S311 - a simulation
         disk = _Disk(self.root)
         for count in range(len(self.steps) + 1):

@@ -1,7 +1,7 @@
 """The memory of this process.
 
 Loading a release runs through megabytes of library code that scoring never comes to again, and leaves the heap full of
-holes. Both can be handed back: the code is mapped from files and comes again from the system's cache where it is needed.
+holes. Both can be handed back: code is mapped from files and comes again from the system's cache where it is needed.
 """
 
 import ctypes

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +21,20 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from fieldloop.domain import predictions
+from fieldloop.domain.alerts import Limits
 from fieldloop.domain.enrolment import decode_config
 from fieldloop.domain.profile import Channel, Clock, Profile
-from fieldloop.domain.release import Canary, File, Manifest, Release, encode_canary, encode_manifest, output_hash
-from fieldloop.domain.rollout import Reported
+from fieldloop.domain.release import (
+    Budget,
+    Canary,
+    File,
+    Manifest,
+    Release,
+    encode_canary,
+    encode_manifest,
+    output_hash,
+)
+from fieldloop.domain.rollout import Desired, Reported
 from fieldloop.domain.windows import WindowSpec
 from fieldloop.edge.model import Model
 from fieldloop.stores import broker, releases, rollouts
@@ -50,10 +62,20 @@ T = TypeVar("T")
 
 
 def make_release(
-    model: str = "toy", version: int = 1, bias: float = 0.0, answer: float = 0.0, tolerance: float = 0.0
+    model: str = "toy",
+    version: int = 1,
+    bias: float = 0.0,
+    answer: float = 0.0,
+    tolerance: float = 0.0,
+    fails_above: float | None = None,
+    budget: Budget | None = None,
+    alerts: Limits | None = None,
 ) -> Release:
-    """Return a release whose graph gives the window's mean plus `bias`; its canary claims `answer` more than that."""
-    graph = _graph(bias)
+    """Return a release whose graph gives the window's mean plus `bias`; its canary claims `answer` more than that.
+
+    With `fails_above` it breaks at run time on windows with a greater mean, which the canary has none of.
+    """
+    graph = _graph(bias) if fails_above is None else _fragile_graph(fails_above)
     inputs = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     outputs = Model.load(graph).run(inputs) + np.float32(answer)
     canary = encode_canary(Canary(inputs, outputs))
@@ -74,6 +96,8 @@ def make_release(
         runtime={"onnxruntime": "test"},
         lineage={},
         created_at="2026-01-01T00:00:00+00:00",
+        budget=budget or Budget(),
+        alerts=alerts,
     )
     return Release(encode_manifest(manifest), graph, canary)
 
@@ -125,6 +149,30 @@ class Gateway:
                 await rollouts.desire(js, [self.target], published.digest, published.manifest, "test")
 
         asyncio.run(ask())
+
+    def order(self, desired: Desired) -> None:
+        """Write the target's desired state as it is given."""
+
+        async def put() -> None:
+            async with broker.platform(self.settings) as (_, js):
+                await js.publish(f"$KV.desired.{self.target}", msgspec.json.encode(desired))
+
+        asyncio.run(put())
+
+    def ask(self, path: str) -> tuple[int, bytes]:
+        """Ask the agent's endpoint; return status and body."""
+        port = (self.config.parent / "state" / "health.port").read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as exc:
+            with exc:
+                return exc.code, exc.read()
+
+    def configure(self, **changes: object) -> None:
+        """Change fields of `agent.json`."""
+        config = msgspec.json.decode(self.config.read_bytes())
+        self.config.write_bytes(msgspec.json.encode(config | changes))
 
     def report(self) -> Reported | None:
         """Return its last report."""
@@ -234,6 +282,25 @@ def _graph(bias: float) -> bytes:
     graph = helper.make_graph(nodes, "toy", [window], [output], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
     onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _fragile_graph(limit: float) -> bytes:
+    """Return a graph that gathers from beyond its table where a window's mean is above a limit."""
+    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["N", 2, 3])
+    output = helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["N", 1])
+    nodes = [
+        helper.make_node("ReduceMean", ["window"], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("Greater", ["mean", "limit"], ["beyond"]),
+        helper.make_node("Cast", ["beyond"], ["place"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "place"], ["prediction"]),
+    ]
+    constants = [
+        helper.make_tensor("limit", TensorProto.FLOAT, [], [limit]),
+        helper.make_tensor("table", TensorProto.FLOAT, [1, 1], [0.0]),
+    ]
+    graph = helper.make_graph(nodes, "fragile", [window], [output], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
     return bytes(model.SerializeToString())
 
 

@@ -54,14 +54,14 @@ class Fields:
         parts = sorted({part for path in every for part in path.split(".")})
         self._names = {part: f"f{number}" for number, part in enumerate(parts)}
         self._record = self._struct(every, "")
+        self._decode = msgspec.json.Decoder(self._record | list[self._record]).decode  # type: ignore[name-defined]
 
     def find(self, messages: Messages) -> Found:
         """Decode messages; one bad message or field costs only itself."""
-        decoder = msgspec.json.Decoder(self._record | list[self._record])  # type: ignore[name-defined]
         found = Found()
         for row, payload in enumerate(messages.payloads):
             try:
-                decoded = decoder.decode(payload)
+                decoded = self._decode(payload)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 self._salvage(row, payload, found)
                 continue

@@ -1,19 +1,19 @@
 """JSON payloads: an object a record, or an array of them, flat or nested; a field is a path with dots."""
 
+from functools import lru_cache
+from typing import Final
+
 from fieldloop.domain.payloads import fields
 from fieldloop.domain.payloads.records import Records, Table, clock_fields, to_records
 from fieldloop.domain.profile import Channel, Profile
 from fieldloop.domain.readings import Messages
 
+PROFILES: Final = 64  # whose layouts are remembered
+
 
 def decode(profile: Profile, messages: Messages) -> Records:
     """Decode messages of devices of one profile; one bad message or field costs only itself."""
-    clock = clock_fields(profile)
-    kinds = {channel.field: _kind(channel) for channel in profile.channels}
-    kinds |= clock_kinds(profile)
-    if profile.device_field is not None:
-        kinds[profile.device_field] = fields.TEXT
-    layout = fields.Fields(kinds, profile.ignore, {channel.field: channel.metric for channel in profile.channels})
+    clock, layout = clock_fields(profile), _layout(profile)
     found = layout.find(messages)
     table = Table(
         rows=found.rows,
@@ -29,6 +29,16 @@ def clock_kinds(profile: Profile) -> dict[str, object]:
     """Return the fields of the clock and what each must be."""
     kind = {"iso": fields.TEXT, "parts": fields.ANY}.get(profile.clock.kind, fields.NUMBER)
     return dict.fromkeys(clock_fields(profile), kind)
+
+
+@lru_cache(maxsize=PROFILES)
+def _layout(profile: Profile) -> fields.Fields:
+    """Return the layout of a profile's records; to make one costs more than to decode a handful of messages."""
+    kinds = {channel.field: _kind(channel) for channel in profile.channels}
+    kinds |= clock_kinds(profile)
+    if profile.device_field is not None:
+        kinds[profile.device_field] = fields.TEXT
+    return fields.Fields(kinds, profile.ignore, {channel.field: channel.metric for channel in profile.channels})
 
 
 def _kind(channel: Channel) -> object:
