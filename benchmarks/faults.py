@@ -142,7 +142,12 @@ def _away(settings: Settings, release: Release, steps: int) -> dict[str, Any]:
         finally:
             server.kill()
             server.wait()
-    return {"broken": broken, "lost": lost, "repeated_rows": repeated, "windows": (steps - FIRST_STEP - 1) * DEVICES}
+    return {
+        "broken": int(broken),
+        "lost": lost,
+        "repeated_rows": repeated,
+        "windows": (steps - FIRST_STEP - 1) * DEVICES,
+    }
 
 
 def _power_cuts(made: list[Release]) -> dict[str, Any]:

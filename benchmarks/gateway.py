@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 import psutil
 import xgboost
+from nats.js.api import ConsumerConfig
 from onnxmltools import convert_xgboost
 from onnxmltools.convert.common.data_types import FloatTensorType
 
@@ -183,6 +184,9 @@ def enrol(settings: Settings, target: str, devices: Sequence[str], **changes: An
     async def add() -> None:
         async with broker.platform(settings) as (_, js):
             await broker.add_agent_consumer(js, target, devices)
+            made = (await js.consumer_info(broker.READINGS, target)).config
+            wait_s = changes.get("redelivery_s", made.ack_wait)  # agent and consumer must agree on it
+            await js.add_consumer(broker.READINGS, ConsumerConfig(**{**made.__dict__, "ack_wait": wait_s}))
 
     asyncio.run(add())
     path = releases.agent_config(settings, target, dict.fromkeys(devices, "bench"))

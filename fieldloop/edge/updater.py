@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -158,7 +159,8 @@ def main() -> None:
         outcome = Outcome(refused=str(exc))
     except (ServiceError, OSError) as exc:
         outcome = Outcome(failed=str(exc))
-    requests.write(msgspec.json.encode(Question(done=outcome)) + b"\n")
+    with suppress(BrokenPipeError):  # the agent was killed meanwhile
+        requests.write(msgspec.json.encode(Question(done=outcome)) + b"\n")
 
 
 def _do(job: Job, read: Read) -> Outcome:

@@ -20,13 +20,13 @@ from tests.edge.targets import Gateway, make_release, payload, poll
 
 def test_a_release_that_fails_on_live_windows_is_left_for_the_one_before(gateway: Gateway) -> None:
     """Its canary passes. The windows it failed on are scored by the release before, none is lost."""
-    good, bad = make_release(model="live"), make_release(model="live", version=2, fails_above=6.0)
+    good, bad = make_release(model="live"), make_release(model="live", version=2, fails_above=9.0)
     gateway.desire(good)
     gateway.start()
     gateway.await_running(good)
     gateway.desire(bad)
     gateway.await_running(bad)
-    gateway.send([payload(range(60))])
+    gateway.send([payload(range(100))])
     report = gateway.await_report(lambda r: r.reverted is not None)
     assert report.running is not None
     assert report.running.release == good.digest
@@ -34,11 +34,11 @@ def test_a_release_that_fails_on_live_windows_is_left_for_the_one_before(gateway
     assert report.reverted.release == bad.digest
     assert "failed on 3 batches in turn" in report.reverted.reason
     assert report.refused
-    assert len(gateway.await_rows(56)) == 56
+    assert len(gateway.await_rows(96)) == 96
     gateway.kill()
     gateway.start()  # the same order is not followed again
-    gateway.send([payload(range(60, 70))])
-    gateway.await_rows(66)
+    gateway.send([payload(range(100, 110))])
+    gateway.await_rows(106)
     assert gateway.await_report(lambda r: r.refused and r.scored >= 10).attempted == bad.digest
 
 
