@@ -58,6 +58,7 @@ class Link(asyncio.Protocol):
         self.reason = "closed"  # why it is closed
         self._transport: asyncio.Transport | None = None
         self._info: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._info.add_done_callback(_retrieve)
         self._rest = b""
         self._out: list[bytes] = []
         self._subscriptions: dict[bytes, Take] = {}
@@ -252,7 +253,7 @@ class Link(asyncio.Protocol):
             self.close(f"the broker has not answered for {PING_S * PINGS_OPEN:g} s")
             return
         pong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        pong.add_done_callback(lambda done: done.cancelled() or done.exception())
+        pong.add_done_callback(_retrieve)
         self._pongs.append(pong)
         self._send(b"PING\r\n")
         self._timer = asyncio.get_running_loop().call_later(PING_S, self._watch)
@@ -290,6 +291,12 @@ async def connect(
         link.close("no consent")
         raise
     return link
+
+
+def _retrieve(done: asyncio.Future[Any]) -> None:
+    """Look at how a future ended for which nobody may wait, so that asyncio does not complain of it."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _ignore(_: Message) -> None:

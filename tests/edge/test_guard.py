@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 
 import msgspec
 import pytest
@@ -51,11 +50,10 @@ def test_a_release_that_brings_the_agent_down_is_left(gateway: Gateway) -> None:
     gateway.await_running(good)
     gateway.desire(bad)
     gateway.await_running(bad)
-    for _ in range(2):
+    for start in (2, 3):
         gateway.kill()
         gateway.start()
-        poll(lambda: True if gateway.log.count("connected to") else None, lambda: gateway.log)
-        time.sleep(0.5)
+        poll(lambda start=start: True if gateway.log.count("connected to") == start else None, lambda: gateway.log)
     report = gateway.await_report(lambda r: r.reverted is not None)
     assert report.running is not None
     assert report.running.release == good.digest

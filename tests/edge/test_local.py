@@ -1,0 +1,140 @@
+"""Readings from a broker on the gateway: scoring goes on without the platform, and nothing is lost on the way there."""
+
+import asyncio
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nats
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from infra.local.supervisor import answers
+from tests.edge.targets import Gateway, make_release, payload, poll
+
+STEPS = 80
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[int]:
+    """Start Mosquitto on a free port of the loopback; it keeps the sessions of clients that are away."""
+    binary = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+    if binary is None:
+        pytest.skip("no mosquitto here: apt-get install mosquitto")
+    port = _free_port()
+    config = tmp_path / "mosquitto.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 10000\n")
+    yield from _running([binary, "-c", str(config)], port)
+
+
+@pytest.fixture
+def leaf(tmp_path: Path) -> Iterator[int]:
+    """Start a NATS server as a gateway may have one."""
+    port = _free_port()
+    binary = str(Path(sys.executable).with_name("nats-server"))
+    options = ["--addr", "127.0.0.1", "--port", str(port), "--jetstream", "--store_dir", str(tmp_path / "leaf")]
+    yield from _running([binary, *options], port)
+
+
+def test_over_mqtt_scoring_goes_on_without_the_platform(gateway: Gateway, mosquitto: int) -> None:
+    """Killed in between, too; once the platform is back, all predictions are there, each once."""
+    release = make_release(model="mqtt")
+    gateway.configure(readings={"url": f"mqtt://127.0.0.1:{mosquitto}"}, heartbeat_s=0.2)
+    gateway.desire(release)
+    gateway.start()
+    gateway.await_running(release)
+    _await_session(gateway)
+    _publish_mqtt(gateway, mosquitto, range(10))
+    gateway.await_rows(6)
+    home = gateway.config.read_bytes()
+    gateway.kill(signal.SIGTERM)
+    gateway.configure(broker="tls://127.0.0.1:1")
+    gateway.start()
+    _publish_mqtt(gateway, mosquitto, range(10, STEPS // 2))
+    _await_health(gateway, b'"scored":%d,' % (STEPS // 2 - 10))
+    assert b'"connected":false' in gateway.ask("/health")[1]
+    gateway.kill()
+    _publish_mqtt(gateway, mosquitto, range(STEPS // 2, STEPS))
+    gateway.start()
+    _await_health(gateway, b'"scored":%d,' % (STEPS // 2))
+    gateway.kill()
+    gateway.config.write_bytes(home)
+    gateway.start()
+    rows = gateway.await_rows(STEPS - 4)
+    assert [end // 60_000_000 - 1000 for end in sorted(rows)] == list(range(3, STEPS - 1))
+    assert sum(len(message.columns()[0]) for message in gateway.predictions()) == STEPS - 4
+
+
+def test_over_nats_the_gateways_own_server_needs_no_preparation(gateway: Gateway, leaf: int) -> None:
+    """The agent makes stream and consumer; killed, it goes on where it was."""
+    release = make_release(model="leaf")
+    gateway.configure(readings={"url": f"nats://127.0.0.1:{leaf}"})
+    gateway.desire(release)
+    gateway.start()
+    gateway.await_running(release)
+    _await_session(gateway)
+    _publish_nats(gateway, leaf, range(10))
+    gateway.await_rows(6)
+    gateway.kill()
+    _publish_nats(gateway, leaf, range(10, 20))
+    gateway.start()
+    assert len(gateway.await_rows(16)) == 16
+
+
+def _publish_nats(gateway: Gateway, port: int, steps: range) -> None:
+    async def publish() -> None:
+        client = await nats.connect(f"nats://127.0.0.1:{port}")
+        for step in steps:
+            await client.jetstream().publish(f"devices.{gateway.device}.readings", payload(range(step, step + 1)))
+        await client.close()
+
+    asyncio.run(publish())
+
+
+def _publish_mqtt(gateway: Gateway, port: int, steps: range) -> None:
+    """Publish a message a step with QoS 1, and wait until the broker has them."""
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, "device", protocol=mqtt.MQTTv311)
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    sent = [client.publish(f"devices/{gateway.device}/readings", payload(range(s, s + 1)), qos=1) for s in steps]
+    for each in sent:
+        each.wait_for_publish(10)
+    client.disconnect()
+    client.loop_stop()
+
+
+def _await_session(gateway: Gateway) -> None:
+    poll(lambda: True if "readings come from" in gateway.log else None, lambda: gateway.log)
+    time.sleep(0.2)  # the subscription is on its way
+
+
+def _await_health(gateway: Gateway, part: bytes) -> None:
+    def look() -> bool | None:
+        try:
+            return True if part in gateway.ask("/health")[1] else None
+        except OSError:
+            return None
+
+    poll(look, lambda: f"{part!r} not in {gateway.ask('/health')}; {gateway.log}")
+
+
+def _free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+def _running(command: list[str], port: int) -> Iterator[int]:
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        poll(lambda: answers(f"tcp://127.0.0.1:{port}") or None, lambda: f"{command[0]} does not answer")
+        yield port
+    finally:
+        server.kill()
+        server.wait(10)
