@@ -28,11 +28,22 @@ def one_heap() -> None:
 
 
 def give_back() -> None:
-    """Collect what is unreachable, and hand free memory and idle code back to the system."""
+    """Collect what is unreachable, and hand free memory and idle code back to the system.
+
+    What is left is taken to stay: the collector does not walk through all of it again while readings wait.
+    """
+    gc.unfreeze()
     gc.collect()
+    gc.freeze()
     with suppress(OSError, AttributeError):  # musl has no malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
+    drop_idle_code()
+
+
+def drop_idle_code() -> None:
+    """Hand all library code back; what runs comes again at once, a few thousand pages in a millisecond or two."""
+    with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.malloc_trim(0)
         for begin, size in _code():
             library.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _DONTNEED)
 

@@ -1,6 +1,7 @@
 """From whatever runs to what is desired: fetch, try, install, switch; look after it, and go back where it fails."""
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -17,7 +18,7 @@ from fieldloop.edge import download, model
 from fieldloop.edge.bucket import direct_get
 from fieldloop.edge.download import Job
 from fieldloop.edge.link import Link, Message
-from fieldloop.edge.memory import resident_bytes
+from fieldloop.edge.memory import drop_idle_code, resident_bytes
 from fieldloop.edge.serving import Serving
 from fieldloop.edge.slots import Slots
 
@@ -25,6 +26,7 @@ RETRY_S: Final = (1.0, 300.0)  # first and longest pause after a failed attempt
 TRIES: Final = 3  # loads of a release that ended the agent before it is refused
 CHUNK_S: Final = 60.0  # a chunk over a slow line
 WATCH_S: Final = 1.0
+DROP_CODE_LOOKS: Final = 10  # looks between two times that idle library code is handed back
 
 logger = logging.getLogger(__name__)
 
@@ -131,9 +133,11 @@ class Reconciler:
 
     async def watch_loop(self) -> None:
         """Look again and again."""
-        while True:
+        for look in itertools.count(1):
             await asyncio.sleep(WATCH_S)
             await self.watch()
+            if look % DROP_CODE_LOOKS == 0:
+                drop_idle_code()
 
     async def _converge(self, link: Link, desired: Desired) -> None:
         """Bring the desired release and shadow to run, or say why not."""
