@@ -333,7 +333,7 @@ def _compile_clock(parsed: ProfileDocument) -> Clock:
 
 def _compile_channel(parsed: ProfileDocument, channel: ChannelDocument) -> Channel:
     """Resolve one channel's units."""
-    scale, offset = _coefficients(channel.source_unit, channel.unit)
+    scale, offset = coefficients(channel.source_unit, channel.unit)
     return Channel(
         metric=channel.metric,
         field=channel.field,
@@ -355,16 +355,22 @@ def _declared(unit: str) -> tuple[tuple[str, float, float], ...]:
     """Return the SenML units of a quantity with their coefficients; an angle is not a share."""
     quantity = (1 * _unit(unit)).to_root_units().units
     return tuple(
-        (name, *_coefficients(source, unit))
+        (name, *coefficients(source, unit))
         for name, source in SENML_UNITS.items()
         if (1 * _unit(source)).to_root_units().units == quantity
     )
 
 
-def _coefficients(source: str, target: str) -> tuple[float, float]:
+def coefficients(source: str, target: str) -> tuple[float, float]:
     """Return scale and offset of a conversion; two points suffice, for every unit of `_unit` is linear."""
     zero, one = (_registry().convert(Decimal(point), source, target) for point in (0, 1))
     return float(one - zero), float(zero)
+
+
+def compatible(one: str, other: str) -> bool:
+    """Say whether two units measure the same quantity, and an angle is not taken for a share."""
+    mine, theirs = ((1 * _unit(unit)).to_root_units().units for unit in (one, other))
+    return bool(mine == theirs)
 
 
 def _unit(name: str) -> "pint.Unit":

@@ -1,0 +1,306 @@
+"""Changes of unit and scale, seen in one metric's values against what each device itself has sent so far.
+
+A change is put to three questions, all answered by the device's own history:
+
+- onset: how much better does the first changed value follow on the one before it, once the change is undone?
+- steps: are the steps after it rare in size, and usual once the change is undone?
+- levels: are the values after it rare, and usual once the change is undone?
+
+Weather comes in spells, so the readings after an onset are no independent witnesses: steps and levels count by their
+mean over a span, not by their sum. A device is suspended when all three together exceed what two years of turbines
+ever showed by nature (`RULES`). Between a striking onset and the verdict its messages are held.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldloop.domain.contract.history import Floats, History, Ints, Usual
+from fieldloop.domain.contract.points import ENOUGH, Points, Series, choose
+from fieldloop.domain.contract.promise import Change, Promise
+
+LEARNT: Final = 1000  # readings after which a history is good enough to judge by
+NEAR_CADENCES: Final = 2.5  # two readings further apart are no neighbours
+DOUBT_ONSET: Final = 6.0  # an onset as striking as this, and
+DOUBT: Final = 14.0  # this much in all: messages are held until there is more to go by
+
+_CLIP: Final = 6.0  # of one reading's witness for steps or levels
+_SHARP: Final = 8.0  # an onset beyond it counts as sharp
+_WEIGHT: Final = 3.0  # of the two means while in doubt
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a change is certain after so many readings.
+
+    Attributes:
+        readings: how many, the first changed one included.
+        weight: of the means of steps and levels; that of the onset is 1.
+        sharp: what all three must come to after a sharp onset.
+        blunt: the same after any other.
+    """
+
+    readings: int
+    weight: float
+    sharp: float
+    blunt: float
+
+
+RULES: Final = (Rule(12, 3.0, 28.0, 33.0), Rule(48, 5.0, 31.0, 42.0), Rule(144, 5.0, 24.0, 31.0))
+LONGEST: Final = RULES[-1].readings
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one metric says of a device.
+
+    Attributes:
+        owner: the device.
+        since: stream sequence of the first message that shows it.
+        change: index into the promise's changes.
+        certain: else the messages are to be held.
+        strength: by how much it exceeds what was asked; the strongest change of an owner is told.
+    """
+
+    owner: int
+    since: int
+    change: int
+    certain: bool
+    strength: float
+
+
+@dataclass
+class Open:
+    """An onset that is not settled yet: how striking it was, and the sums over the readings since."""
+
+    change: int
+    onset: float
+    since: int
+    readings: int = 0
+    steps: float = 0.0
+    levels: float = 0.0
+
+    def total(self, weight: float) -> float:
+        """Return what onset, steps and levels come to."""
+        return self.onset + weight * (self.steps / max(self.readings - 1, 1) + self.levels / max(self.readings, 1))
+
+
+class LevelWatch:
+    """The levels of one channel of all devices of a profile.
+
+    Attributes:
+        promise: what the channel is held to.
+        history: a row an owner.
+        open: onsets that are not settled yet, by owner.
+    """
+
+    def __init__(self, promise: Promise, cadence_us: int) -> None:
+        self.promise = promise
+        self.history = History.empty(0)
+        self.open: dict[int, Open] = {}
+        self._near_us = NEAR_CADENCES * cadence_us
+
+    def judge(self, series: Series, sequence: Ints) -> list[Verdict]:
+        """Judge a batch, then learn from what is beyond doubt.
+
+        Args:
+            series: the channel's readings, those outside the physical range too.
+            sequence: [M] int64, stream sequence of each message of the batch.
+        """
+        points, owners, last, last_us = choose(series, self.history.last, self.history.last_us)
+        if not len(points):
+            return []
+        found = self._judge(points, owners, sequence)
+        crowded = np.bincount(points.owner) >= ENOUGH
+        if again := np.array([owner for owner in found if crowded[owner]], dtype=np.int64).tolist():
+            every, *_ = choose(series, self.history.last, self.history.last_us, len(series.value))
+            found = {owner: verdict for owner, verdict in found.items() if owner not in again}
+            found |= self._judge(every.of(np.array(again)), np.array(again), sequence)
+        self._learn(points, owners, sequence, found)
+        self.history.last[owners], self.history.last_us[owners] = last, last_us
+        return list(found.values())
+
+    def forget(self, owner: int) -> None:
+        """Learn a device anew."""
+        self.open.pop(owner, None)
+        self.history.put(np.array([owner]), History.empty(1))
+
+    def _judge(self, points: Points, owners: Ints, sequence: Ints) -> dict[int, Verdict]:
+        """Return the strongest verdict of each owner; opens remembers what is not settled."""
+        history = self.history.take(owners)
+        row = np.searchsorted(owners, points.owner)
+        witnesses = _Witnesses(points, row, history, self.promise, self._near_us)
+        carried = {owner: self.open.pop(owner) for owner in owners.tolist() if owner in self.open}
+        found: dict[int, Verdict] = {}
+        for number, change in enumerate(self.promise.changes):
+            spans = _Spans(points, sequence, *witnesses.of(change), history.count[row] >= LEARNT)
+            verdicts = [*spans.certain(number), *spans.doubtful(number)]
+            verdicts += [
+                verdict
+                for owner, onset in carried.items()
+                if onset.change == number and (verdict := spans.carry(owner, onset)) is not None
+            ]
+            for verdict in verdicts:
+                known = found.get(verdict.owner)
+                if known is None or (verdict.certain, verdict.strength) > (known.certain, known.strength):
+                    found[verdict.owner] = verdict
+                    self.open.pop(verdict.owner, None)
+                    if not verdict.certain:
+                        self.open[verdict.owner] = spans.opened[verdict]
+        return found
+
+    def _learn(self, points: Points, owners: Ints, sequence: Ints, found: Mapping[int, Verdict]) -> None:
+        """Add the points before anything suspect to the owners' histories."""
+        history = self.history.take(owners)
+        row = np.searchsorted(owners, points.owner)
+        until = np.full(len(owners), np.iinfo(np.int64).max)
+        for owner, verdict in found.items():
+            until[np.searchsorted(owners, owner)] = verdict.since
+        inside = (points.value >= self.promise.minimum) & (points.value <= self.promise.maximum)
+        kept = inside & (sequence[points.message] < until[row])
+        known = ~np.isnan(points.before)
+        step = turned(np.where(known, points.value - points.before, 0.0), self.promise.turn)
+        near = known & (np.abs(points.event_us - points.before_us) <= self._near_us)
+        history.learn(row[kept], points.value[kept], step[kept], near[kept])
+        self.history.put(owners, history)
+
+
+def turned(step: Floats, turn: float | None) -> Floats:
+    """Return steps of an angle the short way round; a step of more than a turn is none of an angle."""
+    if turn is None:
+        return step
+    return np.where(np.abs(step) <= turn, (step + turn / 2) % turn - turn / 2, step)
+
+
+class _Witnesses:
+    """What each point says of a change."""
+
+    def __init__(self, points: Points, row: Ints, history: History, promise: Promise, near_us: float) -> None:
+        self._points, self._row, self._promise, self._near_us = points, row, promise, near_us
+        self._usual = Usual(history)
+        self._before = np.where(np.isnan(points.before), points.value, points.before)
+        self._nearness = self._near(points.before_us)
+        self._far_before = np.where(np.isnan(points.chosen_before), points.value, points.chosen_before)
+        self._far_nearness = self._near(points.chosen_before_us)
+        self._step = turned(points.value - self._before, promise.turn)
+        self._follows = self._density(points.value, self._before, self._nearness)
+        self._far_follows = self._density(points.value, self._far_before, self._far_nearness)
+        self._step_tail = self._usual.step_tail(row, self._step)
+        impossible = (points.value < promise.minimum) | (points.value > promise.maximum)
+        self._level_tail = np.where(impossible, -_CLIP, self._usual.level_tail(row, points.value))
+
+    def of(self, change: Change) -> tuple[Floats, Floats, Floats]:
+        """Return how much better the point follows, its step and its level are, once the change is undone."""
+        meant = (self._points.value - change.offset) / change.scale
+        dense = np.log(change.scale)
+        onset = self._density(meant, self._before, self._nearness) - dense - self._follows
+        if not np.array_equal(self._before, self._far_before):
+            further = self._density(meant, self._far_before, self._far_nearness) - dense - self._far_follows
+            onset = np.maximum(onset, further)
+        telling = (self._step != 0) & (self._nearness == 1)
+        steps = np.where(telling, self._usual.step_tail(self._row, self._step / change.scale) - self._step_tail, 0.0)
+        levels = np.where(
+            meant == self._points.value, 0.0, self._usual.level_tail(self._row, meant) - self._level_tail
+        )
+        return onset, np.clip(steps, -_CLIP, _CLIP), np.clip(levels, -_CLIP, _CLIP)
+
+    def _near(self, before_us: Ints) -> Floats:
+        return np.minimum(self._near_us / np.maximum(np.abs(self._points.event_us - before_us), 1.0), 1.0)
+
+    def _density(self, value: Floats, before: Floats, nearness: Floats) -> Floats:
+        step = turned(value - before, self._promise.turn)
+        return self._usual.step_density(self._row, step, value, nearness)
+
+
+class _Spans:
+    """Onset, steps and levels of one change, summed over the spans that begin at each point."""
+
+    def __init__(
+        self, points: Points, sequence: Ints, onset: Floats, steps: Floats, levels: Floats, learnt: NDArray[np.bool_]
+    ) -> None:
+        self._points, self._onset, self._learnt = points, onset, learnt
+        self._sequence = sequence[points.message]
+        self._steps = np.concatenate([[0.0], np.cumsum(steps)])
+        self._levels = np.concatenate([[0.0], np.cumsum(levels)])
+        self._starts = points.starts()
+        self._stops = np.append(self._starts[1:], len(points))
+        self._stop = np.repeat(self._stops, self._stops - self._starts)
+        self.opened: dict[Verdict, Open] = {}
+
+    def certain(self, change: int) -> list[Verdict]:
+        """Return the owners whose readings show the change, by the rules."""
+        excess = np.full(len(self._points), -np.inf)
+        begin = np.arange(len(self._points))
+        for rule in RULES:
+            whole = self._learnt & (begin + rule.readings <= self._stop)
+            excess = np.where(whole, np.maximum(excess, self._total(rule.readings, rule.weight) - self._limit(rule)), excess)
+        return [
+            Verdict(int(self._points.owner[at]), int(self._sequence[at]), change, True, float(excess[at]))
+            for at in self._best(excess)
+            if excess[at] >= 0
+        ]
+
+    def doubtful(self, change: int) -> list[Verdict]:
+        """Return the owners with a striking onset for which there are too few readings yet."""
+        open_still = self._learnt & (np.arange(len(self._points)) + LONGEST > self._stop)
+        total = np.where(open_still & (self._onset >= DOUBT_ONSET), self._total(LONGEST, _WEIGHT), -np.inf)
+        verdicts = []
+        for at in self._best(total):
+            if total[at] >= DOUBT:
+                verdict = Verdict(int(self._points.owner[at]), int(self._sequence[at]), change, False, float(total[at]))
+                self.opened[verdict] = self._sums(Open(change, float(self._onset[at]), verdict.since), at, self._stop[at])
+                verdicts.append(verdict)
+        return verdicts
+
+    def carry(self, owner: int, onset: Open) -> Verdict | None:
+        """Go on with an onset of an earlier batch."""
+        group = int(np.searchsorted(self._points.owner[self._starts], owner))
+        at, stop = int(self._starts[group]), int(self._stops[group])
+        for rule in RULES:
+            until = at + rule.readings - onset.readings
+            if at < until <= stop:
+                sums = self._sums(onset, at, until)
+                excess = sums.total(rule.weight) - (rule.sharp if onset.onset >= _SHARP else rule.blunt)
+                if excess >= 0:
+                    return Verdict(owner, onset.since, onset.change, True, excess)
+        sums = self._sums(onset, at, stop)
+        total = sums.total(_WEIGHT)
+        if sums.readings >= LONGEST or total < DOUBT:
+            return None
+        verdict = Verdict(owner, onset.since, onset.change, False, total)
+        self.opened[verdict] = sums
+        return verdict
+
+    def _total(self, readings: int, weight: float) -> Floats:
+        """Return what the spans of so many readings, or as many as there are, come to."""
+        begin = np.arange(len(self._points))
+        end = np.minimum(begin + readings, self._stop)
+        steps = (self._steps[end] - self._steps[begin + 1]) / np.maximum(end - begin - 1, 1)
+        levels = (self._levels[end] - self._levels[begin]) / (end - begin)
+        total: Floats = self._onset + weight * (steps + levels)
+        return total
+
+    def _limit(self, rule: Rule) -> Floats:
+        return np.where(self._onset >= _SHARP, rule.sharp, rule.blunt)
+
+    def _best(self, strength: Floats) -> list[int]:
+        """Return the strongest point of each owner, the first one of equals."""
+        highest = np.repeat(np.maximum.reduceat(strength, self._starts), self._stops - self._starts)
+        at = np.flatnonzero((strength == highest) & (strength > -np.inf))
+        _, first = np.unique(self._points.owner[at], return_index=True)
+        return at[first].tolist()
+
+    def _sums(self, onset: Open, begin: int, end: int) -> Open:
+        """Return an onset with the readings from `begin` to `end` added."""
+        own = begin + (onset.readings == 0)  # the step at the onset itself is the onset's witness
+        return Open(
+            onset.change,
+            onset.onset,
+            onset.since,
+            onset.readings + int(end) - begin,
+            onset.steps + float(self._steps[end] - self._steps[own]),
+            onset.levels + float(self._levels[end] - self._levels[begin]),
+        )
