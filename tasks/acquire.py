@@ -114,7 +114,9 @@ def acquire(settings: Settings, quiet_s: float = 0, share: Share = Share()) -> A
     alone = waiting.messages <= ALONE_MESSAGES and waiting.bytes <= ALONE_BYTES
     if alone or share.of > 1 or settings.partitions == 1:
         partition = Partition(lake, settings.root, share.slots)
-        return _drain(settings, share, after, quiet_s, partition.prepare, partition.commit)
+        acquired = _drain(settings, share, after, quiet_s, partition.prepare, partition.commit)
+        partition.close()
+        return acquired
     shares = [slots_of(number, settings.partitions) for number in range(settings.partitions)]
     with Crew(settings, shares) as crew:
         return _drain(settings, share, after, quiet_s, crew.send, lambda _: crew.landed())

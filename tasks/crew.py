@@ -176,6 +176,7 @@ def work(connection: Connection, settings: Settings, root: Path, slots: tuple[in
             if isinstance(found, BaseException):
                 raise found
             connection.send_bytes(msgspec.msgpack.encode(Answer(partition.commit(found))))
+        partition.close()
     except FieldloopError as exc:
         connection.send_bytes(msgspec.msgpack.encode(Answer(None, str(exc))))
 

@@ -21,6 +21,7 @@ from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Named, Readings, Reason, Reject
 from fieldloop.stores import fleet
 from fieldloop.stores.lake import SCHEMAS, Lake, Snapshot
+from tasks.contracts import Contracts
 
 KEY = ("device", "metric", "event_time")
 STORED = ("device", "event_time", "metric")  # what a message brought stays together: smallest, see compaction
@@ -141,8 +142,9 @@ class Landing:
 class Decoder:
     """Harmonizes messages of all devices of the fleet, by their profiles as they are now."""
 
-    def __init__(self, lake: Lake, root: Path) -> None:
-        """Remember where fleet and profiles are."""
+    def __init__(self, lake: Lake, root: Path, *, remember: bool = True) -> None:
+        """Remember where fleet and profiles are, and whether to keep what the contract watch learns."""
+        self.contracts = Contracts(lake, root, remember=remember)
         self._lake = lake
         self._root = root
         self._profile_names: dict[str, str] = {}
@@ -161,14 +163,18 @@ class Decoder:
             profile = self._profile(name)
             if isinstance(profile, Profile):
                 part = messages.take(rows)
-                readings, refused = harmonize(profile, part)
+                admitted, barred = self.contracts.admit(profile, part)
+                rejects += [reject.at(int(rows[reject.message])) for reject in barred]
+                part, rows = part.take(admitted), rows[admitted]
+                readings, refused = self.contracts.judge(profile, part, *harmonize(profile, part))
                 frames.append(_frame(profile, part, readings, replay))
-                rejects += [Reject(int(rows[r.message]), r.metric, r.reason, r.detail) for r in refused]
+                rejects += [reject.at(int(rows[reject.message])) for reject in refused]
             else:
                 rejects += [
                     Reject(row, None, Reason.UNKNOWN_DEVICE, f"device `{messages.devices[row]}`: {profile}")
                     for row in rows.tolist()
                 ]
+        self.contracts.keep()
         return pl.concat(frames), rejects
 
     def decode_rows(

@@ -5,7 +5,6 @@ position in the tables, so the number of partitions may be another in every run:
 A partition is drained in this process, or in one of its own (`python -m tasks.partitions`, see `tasks.crew`).
 """
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,9 @@ from fieldloop.domain.readings import Messages, Named
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import SLOTS
 from tasks.landing import Batch, Decoder, Landed, Landing
+from tasks.slots import slot_of
 
 APPLICATIONS: Final = tuple(f"acquire/readings/{slot:02}" for slot in range(SLOTS))  # one a slot
-
-
-def slot_of(device: str) -> int:
-    """Return the slot to which a device belongs."""
-    return zlib.crc32(device.encode()) % SLOTS
 
 
 def application_of(device: str) -> str:
@@ -73,6 +68,10 @@ class Partition:
     def decode(self, part: Part) -> tuple[Batch, int]:
         """Return the part decoded; changes nothing outside."""
         return Batch(part.messages, part.subjects, *self._decoder.decode(part.messages)), part.last
+
+    def close(self) -> None:
+        """Keep what was learnt of the devices; call it when all is committed."""
+        self._decoder.contracts.keep(now=True)
 
     def commit(self, decoded: tuple[Batch, int]) -> Landed:
         """Bring it into the lake; when this returns, it is there."""

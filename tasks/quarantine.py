@@ -61,11 +61,21 @@ class Replayed:
         refused: rows that stay in quarantine, with the reason that holds now.
     """
 
-    messages: int
-    readings: int
-    duplicates: int
-    settled: int
-    refused: int
+    messages: int = 0
+    readings: int = 0
+    duplicates: int = 0
+    settled: int = 0
+    refused: int = 0
+
+    def __add__(self, other: "Replayed") -> "Replayed":
+        """Return both together."""
+        return Replayed(
+            self.messages + other.messages,
+            self.readings + other.readings,
+            self.duplicates + other.duplicates,
+            self.settled + other.settled,
+            self.refused + other.refused,
+        )
 
 
 def waiting(lake: Lake) -> pl.LazyFrame:
@@ -107,18 +117,8 @@ def replay(settings: Settings, choice: Choice) -> Replayed:
         StoreError: the lake cannot be reached, or acquisition or another replay committed at the same time.
     """
     lake = Lake(settings)
-    decoder = Decoder(lake, settings.root)
-    done = Replayed(0, 0, 0, 0, 0)
-    for batch in _batches(lake, choice):
-        part = _replay_batch(lake, decoder, batch)
-        done = Replayed(
-            done.messages + part.messages,
-            done.readings + part.readings,
-            done.duplicates + part.duplicates,
-            done.settled + part.settled,
-            done.refused + part.refused,
-        )
-    return done
+    decoder = Decoder(lake, settings.root, remember=False)
+    return sum((_replay_batch(lake, decoder, batch) for batch in _batches(lake, choice)), Replayed())
 
 
 def _batches(lake: Lake, choice: Choice) -> Iterator[pl.DataFrame]:

@@ -30,9 +30,7 @@ def harmonize(profile: Profile, messages: Messages) -> tuple[Readings, list[Reje
     small, too_large = _by_size(messages)
     records = formats.decode(profile, messages.take(small))
     row = small[records.message]
-    rejects = too_large + [
-        Reject(int(small[reject.message]), reject.metric, reject.reason, reject.detail) for reject in records.rejects
-    ]
+    rejects = too_large + [reject.at(int(small[reject.message])) for reject in records.rejects]
 
     readings, refused = _accept(profile, messages.arrival_us, replace(records, message=row))
     return readings, rejects + refused
@@ -65,7 +63,10 @@ def _accept(profile: Profile, arrival_us: NDArray[np.int64], records: Records) -
     values = records.values * scale + offset
     present = ~np.isnan(values) & ~future[:, None]
     outside = present & ((values < lowest) | (values > highest))
-    rejects += [_out_of_range(profile, int(row[i]), int(c), float(values[i, c])) for i, c in np.argwhere(outside)]
+    rejects += [
+        _out_of_range(profile, int(row[i]), int(c), float(values[i, c]), int(records.event_us[i]))
+        for i, c in np.argwhere(outside)
+    ]
 
     record, metric = np.nonzero(present & ~outside)
     readings = Readings(row[record], metric.astype(np.int16), records.event_us[record], values[record, metric])
@@ -82,13 +83,15 @@ def _by_size(messages: Messages) -> tuple[np.ndarray[tuple[int], np.dtype[np.int
 
 
 def _from_future(row: int, event_us: int, latest_us: int) -> Reject:
-    return Reject(row, None, Reason.FUTURE, f"expected at latest {_iso(latest_us)}, got {_iso(event_us)}")
+    return Reject(
+        row, None, Reason.FUTURE, f"expected at latest {_iso(latest_us)}, got {_iso(event_us)}", event_us=event_us
+    )
 
 
-def _out_of_range(profile: Profile, row: int, column: int, value: float) -> Reject:
+def _out_of_range(profile: Profile, row: int, column: int, value: float, event_us: int) -> Reject:
     channel = profile.channels[column]
     allowed = f"{channel.minimum:g} to {channel.maximum:g} {channel.unit}"
-    return Reject(row, channel.metric, Reason.OUT_OF_RANGE, f"expected {allowed}, got {value:g}")
+    return Reject(row, channel.metric, Reason.OUT_OF_RANGE, f"expected {allowed}, got {value:g}", value, event_us)
 
 
 def _iso(us: int) -> str:

@@ -5,7 +5,7 @@ columns of `Readings` point to it instead of repeating them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import overload
 
@@ -26,6 +26,8 @@ class Reason(StrEnum):
     NO_EVENT_TIME = "no event time"
     FUTURE = "time in the future"
     OUT_OF_RANGE = "value out of range"
+    IN_DOUBT = "device in doubt"  # held until more of its messages have come
+    SUSPENDED = "device suspended"  # until it is readmitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,9 +170,17 @@ class Reject:
         metric: canonical metric or the payload's own field name; None where the whole message or record is refused.
         reason: the class of the trouble.
         detail: what was expected, what was got.
+        value: the value that was out of range, canonical unit; None for all else.
+        event_us: the event time that was read, however impossible, UTC microseconds; None where there was none.
     """
 
     message: int
     metric: str | None
     reason: Reason
     detail: str
+    value: float | None = None
+    event_us: int | None = None
+
+    def at(self, message: int) -> "Reject":
+        """Return the same of another row."""
+        return replace(self, message=message)

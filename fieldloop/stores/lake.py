@@ -58,6 +58,17 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "error": pl.String,
         "entered_at": TIME,
     },
+    "standing": {
+        "device": pl.String,
+        "state": pl.String,
+        "metric": pl.String,
+        "change": pl.String,
+        "since": pl.Int64,
+        "profile": pl.String,
+        "by": pl.String,
+        "anew": pl.Boolean,
+        "at": TIME,
+    },
     "validations": {
         "run_id": pl.String,
         "device": pl.String,
@@ -128,6 +139,7 @@ class Lake:
 
     def __init__(self, settings: Settings) -> None:
         self.options = objects.delta_options(settings)
+        self._settings = settings
 
     def uri(self, table: str) -> str:
         """Return the table's address."""
@@ -234,6 +246,22 @@ class Lake:
     def replace(self, table: str, frame: pl.DataFrame, metadata: Mapping[str, Any] | None = None) -> int:
         """Make these rows the table's newest version, older ones stay readable; return the version."""
         return self._write(table, self.open(table), frame, "overwrite", {}, metadata)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep an object beside the tables, whole, in place of the one before.
+
+        Raises:
+            StoreError: the store refuses or does not answer.
+        """
+        objects.put(objects.client(self._settings, "lake"), "lake", key, data)
+
+    def get(self, key: str) -> bytes | None:
+        """Return an object that `put` wrote; None where there is none.
+
+        Raises:
+            StoreError: the store refuses or does not answer.
+        """
+        return objects.find(objects.client(self._settings, "lake"), "lake", key)
 
     def metadata(self, table: str) -> list[dict[str, str]]:
         """Return what `append` and `replace` were given as metadata, newest commit first."""

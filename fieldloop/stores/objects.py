@@ -80,6 +80,20 @@ def get(store: Minio, bucket: Bucket, key: str) -> bytes:
         raise StoreError(f"object {bucket}/{key} cannot be read: {_reason(exc)}") from exc
 
 
+def find(store: Minio, bucket: Bucket, key: str) -> bytes | None:
+    """Read one object whole; None where there is no such object.
+
+    Raises:
+        StoreError: the store refuses or does not answer.
+    """
+    try:
+        return get(store, bucket, key)
+    except StoreError as exc:
+        if isinstance(exc.__cause__, S3Error) and exc.__cause__.code == "NoSuchKey":
+            return None
+        raise
+
+
 def _pool() -> urllib3.PoolManager:
     """Return a connection pool with bounded waits, in place of the client's five minutes."""
     return urllib3.PoolManager(

@@ -31,6 +31,7 @@ _FITS: Final = 1.5  # epoch times of our decades differ by less than this factor
 _HALF_HOUR_US: Final = 1_800e6
 _ZONE_SLACK_US: Final = 180e6
 _HALF_HOURS: Final = 28  # of the time zones furthest apart, 14 hours
+_SPARSE: Final = 0.7  # share of a message's usual records
 _LEARN: Final = 200.0  # messages of which the averages are the mean, about
 
 
@@ -45,9 +46,10 @@ class ClockHistory:
         lag_spread_us: [G] its mean distance from that.
         cadence_us: [G] time from record to record.
         regular: [G] share of messages that keep it.
-        label: [3, G] int64, what the last messages showed: unit, zone, cadence; 0 where nothing.
-        run: [3, G] int64, how many of them in a row.
-        since: [3, G] int64, stream sequence of the first of them.
+        records: [G] records of a message.
+        label: [G, 3] int64, what the last messages showed: unit, zone, cadence; 0 where nothing.
+        run: [G, 3] int64, how many of them in a row.
+        since: [G, 3] int64, stream sequence of the first of them.
     """
 
     count: Floats
@@ -56,6 +58,7 @@ class ClockHistory:
     lag_spread_us: Floats
     cadence_us: Floats
     regular: Floats
+    records: Floats
     label: Ints
     run: Ints
     since: Ints
@@ -63,15 +66,15 @@ class ClockHistory:
     @classmethod
     def empty(cls, devices: int) -> "ClockHistory":
         """Return devices of which nothing is known."""
-        numbers = [np.zeros(devices) for _ in range(6)]
-        numbers[1][:] = np.nan
-        return cls(*numbers, *(np.zeros((3, devices), dtype=np.int64) for _ in range(3)))
+        count, lag_us, spread_us, cadence_us, regular, records = (np.zeros(devices) for _ in range(6))
+        label, run, since = (np.zeros((devices, 3), dtype=np.int64) for _ in range(3))
+        return cls(count, np.full(devices, np.nan), lag_us, spread_us, cadence_us, regular, records, label, run, since)
 
     def extend(self, devices: int) -> None:
         """Make room for so many devices in all."""
         more = ClockHistory.empty(devices - len(self.count))
         for each in fields(self):
-            setattr(self, each.name, np.concatenate([getattr(self, each.name), getattr(more, each.name)], axis=-1))
+            setattr(self, each.name, np.concatenate([getattr(self, each.name), getattr(more, each.name)]))
 
 
 @dataclass(frozen=True)
@@ -130,23 +133,25 @@ class ClockWatch:
         starts = np.flatnonzero(np.diff(times.owner, prepend=-1))
         labels = self._labels(times, starts)
         verdicts = [
-            verdict
-            for question, label in enumerate(labels)
-            for verdict in self._runs(question, label, times, starts)
+            verdict for question, label in enumerate(labels) for verdict in self._runs(question, label, times, starts)
         ]
-        self._learn(times, starts, ~labels.any(axis=0))
+        self._learn(times, starts, np.asarray(~labels.any(axis=0)))
         return verdicts
 
     def held(self) -> list[tuple[int, int]]:
         """Return the devices in doubt, each with the stream sequence since which it is; one may come twice."""
-        held = self.history.run >= _HELD[:, None]
-        return [(int(owner), int(self.history.since[question, owner])) for question, owner in np.argwhere(held)]
+        held = self.history.run >= _HELD
+        return [(int(owner), int(self.history.since[owner, question])) for owner, question in np.argwhere(held)]
+
+    def close(self, owner: int) -> None:
+        """Forget what a device's last messages showed."""
+        self.history.label[owner] = self.history.run[owner] = 0
 
     def forget(self, owner: int) -> None:
         """Learn a device's clock anew."""
         empty = ClockHistory.empty(1)
         for each in fields(self.history):
-            getattr(self.history, each.name)[..., owner] = getattr(empty, each.name)[..., 0]
+            getattr(self.history, each.name)[owner] = getattr(empty, each.name)[0]
 
     def _labels(self, times: Times, starts: Ints) -> Ints:
         """Return what each message shows, question by question: [3, M] int64, 0 for nothing."""
@@ -171,7 +176,8 @@ class ClockWatch:
         with np.errstate(divide="ignore", invalid="ignore"):
             change = np.log(cadence_us / known.cadence_us[owner])
         regular = learnt & (known.regular[owner] >= REGULAR) & (cadence_us > 0) & (unit == 0)
-        other = regular & (np.abs(change) > OTHER)
+        sparse = times.records < _SPARSE * known.records[owner]  # cells are missing, not records
+        other = regular & (np.abs(change) > OTHER) & ((change < 0) | ~sparse)
         cadence = np.where(other, np.rint(np.where(other, change, 0.0) / SAME), 0).astype(np.int64)
         return np.stack([unit, zone, cadence])
 
@@ -192,14 +198,14 @@ class ClockWatch:
         begin = begins[np.cumsum(turn) - 1]
         run = np.arange(len(label)) - begin + 1
         since = times.sequence[begin]
-        opening = np.isin(begin, starts) & (known.label[question, owner] == label)  # goes on from the batch before
-        run = np.where(opening, run + known.run[question, owner], run)
-        since = np.where(opening, known.since[question, owner], since)
+        opening = np.isin(begin, starts) & (known.label[owner, question] == label)  # goes on from the batch before
+        run = np.where(opening, run + known.run[owner, question], run)
+        since = np.where(opening, known.since[owner, question], since)
         run = np.where(label == 0, 0, run)
         ends = np.append(starts[1:], len(label)) - 1
-        known.label[question, owner[ends]] = label[ends]
-        known.run[question, owner[ends]] = run[ends]
-        known.since[question, owner[ends]] = since[ends]
+        known.label[owner[ends], question] = label[ends]
+        known.run[owner[ends], question] = run[ends]
+        known.since[owner[ends], question] = since[ends]
         certain = np.flatnonzero(run >= _RUNS[question])
         _, first = np.unique(owner[certain], return_index=True)
         held = ends[(run[ends] >= _HELD[question]) & ~np.isin(owner[ends], owner[certain])]
@@ -233,6 +239,8 @@ class ClockWatch:
         known.lag_us[which] += weight * (np.add.reduceat(lag_us, first) / number - known.lag_us[which])
         apart = np.abs(lag_us - np.repeat(known.lag_us[which], number))
         known.lag_spread_us[which] += weight * (np.add.reduceat(apart, first) / number - known.lag_spread_us[which])
+        records = times.records[kept].astype(np.float64)
+        known.records[which] += weight * (np.add.reduceat(records, first) / number - known.records[which])
         self._learn_cadence(owner, passed_us[kept] / times.records[kept])
         known.count[which] += number
         known.event_us[which] = times.last_us[kept][np.append(first[1:], len(owner)) - 1]
@@ -252,4 +260,6 @@ class ClockWatch:
         before = np.where(known.cadence_us[which] > 0, known.cadence_us[which], median)
         known.cadence_us[which] = np.exp((1 - weight) * np.log(before) + weight * np.log(median))
         same = np.abs(np.log(cadence_us / np.repeat(known.cadence_us[which], number))) <= SAME
-        known.regular[which] += weight * (np.add.reduceat(same.astype(np.float64), first) / number - known.regular[which])
+        known.regular[which] += weight * (
+            np.add.reduceat(same.astype(np.float64), first) / number - known.regular[which]
+        )

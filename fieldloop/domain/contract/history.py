@@ -29,7 +29,7 @@ _EDGE: Final = 2.0 ** (np.arange(OCTAVES + 1) - 20.0)
 def octave(values: Floats) -> Ints:
     """Return the octave of each magnitude ([N] float64 → [N] int64)."""
     exponent = (np.abs(values).astype(np.float32).view(np.int32) >> 23) & 255
-    return np.clip(exponent - _LOWEST, 0, OCTAVES - 1).astype(np.int64)
+    return np.asarray(np.clip(exponent - _LOWEST, 0, OCTAVES - 1), dtype=np.int64)
 
 
 @dataclass
@@ -153,7 +153,9 @@ class Usual:
     def level_tail(self, row: Ints, value: Floats) -> Floats:
         """Return how rare values as small, as large, or as far from the usual as these are ([N] float64, at most 0)."""
         apart = (value - self._location[row]) / (2 * self._spread[row])
-        return np.minimum(self._level_tail[row, octave(value)], np.maximum(-np.log1p(apart * apart), self._rarest[row]))
+        return np.asarray(
+            np.minimum(self._level_tail[row, octave(value)], np.maximum(-np.log1p(apart * apart), self._rarest[row]))
+        )
 
 
 def _densities(counts: Floats) -> Floats:
@@ -166,7 +168,7 @@ def _densities(counts: Floats) -> Floats:
     share /= share.sum(axis=1, keepdims=True)
     fine = np.arange(OCTAVES) <= finest[:, None]
     below = np.log((share * fine).sum(axis=1) / (2 * _EDGE[finest + 1]))
-    return np.where(fine, below[:, None], np.log(share) - np.log(2 * _EDGE[:OCTAVES]))
+    return np.asarray(np.where(fine, below[:, None], np.log(share) - np.log(2 * _EDGE[:OCTAVES])))
 
 
 def _smoothed(counts: Floats) -> Floats:
@@ -181,5 +183,4 @@ def _tails(counts: Floats, floor: Floats) -> Floats:
     total = counts.sum(axis=1, keepdims=True) + 1e-9
     below = np.cumsum(counts, axis=1) / total
     above = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1] / total
-    tails: Floats = np.log(np.clip(2 * np.minimum(below, above), floor[:, None], 1.0))
-    return tails
+    return np.asarray(np.log(np.clip(2 * np.minimum(below, above), floor[:, None], 1.0)))

@@ -172,7 +172,7 @@ def turned(step: Floats, turn: float | None) -> Floats:
     """Return steps of an angle the short way round; a step of more than a turn is none of an angle."""
     if turn is None:
         return step
-    return np.where(np.abs(step) <= turn, (step + turn / 2) % turn - turn / 2, step)
+    return np.asarray(np.where(np.abs(step) <= turn, (step + turn / 2) % turn - turn / 2, step))
 
 
 class _Witnesses:
@@ -202,13 +202,11 @@ class _Witnesses:
             onset = np.maximum(onset, further)
         telling = (self._step != 0) & (self._nearness == 1)
         steps = np.where(telling, self._usual.step_tail(self._row, self._step / change.scale) - self._step_tail, 0.0)
-        levels = np.where(
-            meant == self._points.value, 0.0, self._usual.level_tail(self._row, meant) - self._level_tail
-        )
+        levels = np.where(meant == self._points.value, 0.0, self._usual.level_tail(self._row, meant) - self._level_tail)
         return onset, np.clip(steps, -_CLIP, _CLIP), np.clip(levels, -_CLIP, _CLIP)
 
     def _near(self, before_us: Ints) -> Floats:
-        return np.minimum(self._near_us / np.maximum(np.abs(self._points.event_us - before_us), 1.0), 1.0)
+        return np.asarray(np.minimum(self._near_us / np.maximum(np.abs(self._points.event_us - before_us), 1.0), 1.0))
 
     def _density(self, value: Floats, before: Floats, nearness: Floats) -> Floats:
         step = turned(value - before, self._promise.turn)
@@ -236,7 +234,9 @@ class _Spans:
         begin = np.arange(len(self._points))
         for rule in RULES:
             whole = self._learnt & (begin + rule.readings <= self._stop)
-            excess = np.where(whole, np.maximum(excess, self._total(rule.readings, rule.weight) - self._limit(rule)), excess)
+            excess = np.where(
+                whole, np.maximum(excess, self._total(rule.readings, rule.weight) - self._limit(rule)), excess
+            )
         return [
             Verdict(int(self._points.owner[at]), int(self._sequence[at]), change, True, float(excess[at]))
             for at in self._best(excess)
@@ -251,7 +251,9 @@ class _Spans:
         for at in self._best(total):
             if total[at] >= DOUBT:
                 verdict = Verdict(int(self._points.owner[at]), int(self._sequence[at]), change, False, float(total[at]))
-                self.opened[verdict] = self._sums(Open(change, float(self._onset[at]), verdict.since), at, self._stop[at])
+                self.opened[verdict] = self._sums(
+                    Open(change, float(self._onset[at]), verdict.since), at, self._stop[at]
+                )
                 verdicts.append(verdict)
         return verdicts
 
@@ -284,14 +286,14 @@ class _Spans:
         return total
 
     def _limit(self, rule: Rule) -> Floats:
-        return np.where(self._onset >= _SHARP, rule.sharp, rule.blunt)
+        return np.asarray(np.where(self._onset >= _SHARP, rule.sharp, rule.blunt))
 
     def _best(self, strength: Floats) -> list[int]:
         """Return the strongest point of each owner, the first one of equals."""
         highest = np.repeat(np.maximum.reduceat(strength, self._starts), self._stops - self._starts)
         at = np.flatnonzero((strength == highest) & (strength > -np.inf))
         _, first = np.unique(self._points.owner[at], return_index=True)
-        return at[first].tolist()
+        return [int(place) for place in at[first]]
 
     def _sums(self, onset: Open, begin: int, end: int) -> Open:
         """Return an onset with the readings from `begin` to `end` added."""

@@ -4,11 +4,10 @@ Neighbours tell most. Of a device that sends a lot in one batch, evenly chosen p
 costs the same for ten readings a message as for a thousand.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fieldloop.domain.contract.history import Floats, Ints
 
@@ -66,21 +65,7 @@ class Points:
     def of(self, owners: Ints) -> "Points":
         """Return the points of some owners alone."""
         kept = np.isin(self.owner, owners)
-        return Points(
-            *(
-                column[kept]
-                for column in (
-                    self.owner,
-                    self.message,
-                    self.value,
-                    self.event_us,
-                    self.before,
-                    self.before_us,
-                    self.chosen_before,
-                    self.chosen_before_us,
-                )
-            )
-        )
+        return Points(*(getattr(self, each.name)[kept] for each in fields(self)))
 
 
 def choose(series: Series, last: Floats, last_us: Ints, enough: int = ENOUGH) -> tuple[Points, Ints, Floats, Ints]:
@@ -131,8 +116,8 @@ def _runs(series: Series) -> tuple[Ints, Ints, Ints]:
     return starts[order], lengths[order], owner[order]
 
 
-def _places(starts: Ints, lengths: Ints, groups: Ints, enough: int) -> tuple[Ints, NDArray[np.int64]]:
-    """Return the chosen readings and the run of each: all of an owner's, or evenly chosen ones of evenly chosen runs."""
+def _places(starts: Ints, lengths: Ints, groups: Ints, enough: int) -> tuple[Ints, Ints]:
+    """Return the chosen readings and the run of each: all of an owner's, or evenly chosen ones of some runs."""
     if not len(starts):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     messages = np.bincount(groups)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 
-
 @dataclass(frozen=True)
 class Change:
     """A change of unit or scale: what is stored is the true value * scale + offset, both in the canonical unit.

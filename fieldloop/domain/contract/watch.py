@@ -27,6 +27,7 @@ class Watch:
     Attributes:
         devices: their names; a device's place is its row everywhere else.
         judged: [G] int64, stream sequence up to which each was judged.
+        turn: [G] int64, how often each had been set aside or readmitted when it was last looked at.
         levels: one a channel.
         clocks: their clocks.
     """
@@ -34,6 +35,7 @@ class Watch:
     def __init__(self, promises: Sequence[Promise], cadence_us: int) -> None:
         self.devices: dict[str, int] = {}
         self.judged: Ints = np.zeros(0, dtype=np.int64)
+        self.turn: Ints = np.zeros(0, dtype=np.int64)
         self.levels = [LevelWatch(promise, cadence_us) for promise in promises]
         self.clocks = ClockWatch()
 
@@ -66,11 +68,19 @@ class Watch:
             since[names[owner]] = min(sequence, since.get(names[owner], sequence))
         return since
 
-    def forget(self, device: str) -> None:
-        """Learn a device anew from what it sends next."""
-        owner = self.devices.get(device)
-        if owner is None:
+    def settle(self, device: str, turn: int, *, anew: bool) -> None:
+        """Take note that a device was readmitted: nothing of it is in doubt, and it is learnt anew where asked for."""
+        owner = self.add(device)
+        if self.turn[owner] == turn:
             return
+        self.turn[owner] = turn
+        for levels in self.levels:
+            levels.open.pop(owner, None)
+        self.clocks.close(owner)
+        if anew:
+            self._forget(owner)
+
+    def _forget(self, owner: int) -> None:
         for levels in self.levels:
             levels.forget(owner)
         self.clocks.forget(owner)
@@ -110,7 +120,8 @@ class Watch:
         row = self.devices.setdefault(device, len(self.devices))
         if row >= len(self.judged):
             capacity = max(MIN_CAPACITY, 2 * len(self.judged))
-            self.judged = np.concatenate([self.judged, np.zeros(capacity - len(self.judged), dtype=np.int64)])
+            more = np.zeros(capacity - len(self.judged), dtype=np.int64)
+            self.judged, self.turn = np.concatenate([self.judged, more]), np.concatenate([self.turn, more])
             for levels in self.levels:
                 levels.history.extend(capacity)
             self.clocks.history.extend(capacity)
@@ -121,10 +132,10 @@ def _series(metric: int, name: str, owner: Ints, readings: Readings, rejects: Se
     """Return one channel's readings of messages that are to be judged, with the values that no device can send."""
     chosen = (readings.metric == metric) & (owner[readings.message] >= 0)
     message, value, event_us = readings.message[chosen], readings.value[chosen], readings.event_us[chosen]
-    outside = [r for r in rejects if r.reason == Reason.OUT_OF_RANGE and r.metric == name and r.number is not None]
+    outside = [r for r in rejects if r.reason == Reason.OUT_OF_RANGE and r.metric == name and r.value is not None]
     if outside:
         rows = np.array([reject.message for reject in outside], dtype=np.int64)
-        numbers = np.array([reject.number for reject in outside], dtype=np.float64)
+        numbers = np.array([reject.value for reject in outside], dtype=np.float64)
         times = np.array([reject.event_us for reject in outside], dtype=np.int64)
         fresh = owner[rows] >= 0
         message = np.append(message, rows[fresh])

@@ -9,7 +9,7 @@ import numpy as np
 from fieldloop.domain.payloads import compression, csv, json, lorawan, scalar, senml, sparkplug
 from fieldloop.domain.payloads.records import Records
 from fieldloop.domain.profile import PayloadFormat, Profile
-from fieldloop.domain.readings import Messages, Reject
+from fieldloop.domain.readings import Messages
 
 DECODERS: Mapping[PayloadFormat, Callable[[Profile, Messages], Records]] = MappingProxyType(
     {
@@ -31,7 +31,5 @@ def decode(profile: Profile, messages: Messages) -> Records:
     payloads, unpacked, refused = compression.unpack(profile.compression, messages.payloads)
     rows = np.array(unpacked, dtype=np.int64)
     records = DECODERS[profile.format](profile, replace(messages.take(rows), payloads=payloads))
-    rejects = refused + [
-        Reject(int(rows[reject.message]), reject.metric, reject.reason, reject.detail) for reject in records.rejects
-    ]
+    rejects = refused + [reject.at(int(rows[reject.message])) for reject in records.rejects]
     return replace(records, message=rows[records.message], rejects=rejects)

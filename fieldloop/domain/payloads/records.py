@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldloop.domain.clock import NOT_A_TIME, event_times
+from fieldloop.domain.clock import NOT_A_TIME, US_PER_UNIT, event_times
 from fieldloop.domain.columns import Coded, Column, all_floats, to_floats
 from fieldloop.domain.profile import Channel, Profile
 from fieldloop.domain.readings import Messages, Reason, Reject
@@ -215,4 +215,13 @@ def _no_time(profile: Profile, table: Table, index: int) -> Reject:
     hint = "an offset or a zone in the profile"
     kind = f"iso time with {hint}" if profile.clock.kind == "iso" and not profile.clock.zone else profile.clock.kind
     detail = f"field {names}: expected {kind} time, got {got}"
-    return Reject(table.rows[index], None, Reason.NO_EVENT_TIME, detail)
+    return Reject(table.rows[index], None, Reason.NO_EVENT_TIME, detail, event_us=_beyond(profile, table, index))
+
+
+def _beyond(profile: Profile, table: Table, index: int) -> int | None:
+    """Return an epoch that is a number, yet no time of ours, in microseconds: a clock that counts another unit."""
+    unit_us = US_PER_UNIT.get(profile.clock.kind)
+    if unit_us is None or not table.clock:
+        return None
+    number = to_floats([table.clock[0][index]])[0] * unit_us
+    return int(number) if np.isfinite(number) else None
