@@ -1,10 +1,13 @@
 """Acquire: drain the devices' messages from the broker into the lake, exactly once."""
 
+from datetime import UTC, datetime
+
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
 from tasks.acquire import Acquired, PartitionNumber, QuietSeconds, Share, describe, drain_readings, landed_event
+from tasks.readmission import describe_settled, settle_doubts
 
 
 @flow(name="acquire", timeout_seconds=7200, validate_parameters=True)
@@ -20,12 +23,21 @@ def acquire(
         partition: Which part of the devices this run drains, from 1; others are left to runs on other workers.
         partitions: Of how many parts. 1 drains everything, on all cores of one machine.
     """
+    began = datetime.now(UTC)
     acquired = drain_readings(quiet_seconds, Share(partition, partitions))
-    create_markdown_artifact(describe(acquired), key="acquire", description="What the last acquisition brought in")
+    settled = settle_doubts(began)
+    report = f"{describe(acquired)}\n{describe_settled(settled)}"
+    create_markdown_artifact(report, key="acquire", description="What the last acquisition brought in")
     if acquired.readings:
         emit_event(
             event="fieldloop.readings.landed",
             resource={"prefect.resource.id": "fieldloop.table.readings"},
             payload=landed_event(acquired),
+        )
+    for standing in settled.suspended:
+        emit_event(
+            event="fieldloop.device.suspended",
+            resource={"prefect.resource.id": f"fieldloop.device.{standing.device}"},
+            payload={"device": standing.device, "metric": standing.metric, "suspected": standing.change},
         )
     return acquired

@@ -16,7 +16,7 @@ from fieldloop.domain.readings import Reason
 from fieldloop.stores import fleet
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
-from fieldloop.stores.standing import By, Standing, readmit, standings
+from fieldloop.stores.standing import By, Standing, readmit, standings, suspend
 from tasks.contracts import fingerprint, held_devices, readmit_mended, suspended_since, waiting_devices
 from tasks.quarantine import Choice, Replayed, replay, waiting
 
@@ -62,6 +62,31 @@ def settle(settings: Settings, since: datetime) -> Settled:
     released = doubted - aside - (held_devices(lake, settings.root) if doubted - aside else set())
     readings += sum(_land(settings, device).readings for device in sorted(released))
     return Settled(suspended_since(lake, since), mended, tuple(sorted(released)), readings)
+
+
+def describe_settled(settled: Settled) -> str:
+    """Return who was set aside or came back, as Markdown for a person; nothing where nobody was."""
+    aside = [f"| {standing.device} | {standing.why()} |" for standing in settled.suspended]
+    lines = ["", "| set aside | suspected |", "|---|---|", *aside] if aside else []
+    for text, devices in (("readmitted, profile mended", settled.readmitted), ("in doubt no more", settled.released)):
+        if devices:
+            lines += ["", f"{text}: {', '.join(devices)}"]
+    return "\n".join(lines)
+
+
+def suspend_devices(settings: Settings, devices: Sequence[str], reason: str) -> None:
+    """Set devices aside because a person wants it.
+
+    Raises:
+        StoreError: one of them is not enrolled, or the lake cannot be reached.
+    """
+    lake = Lake(settings)
+    profiles = fleet.devices(lake)
+    for device in devices:
+        if device not in profiles:
+            raise StoreError(f"device `{device}` is not enrolled; `fieldloop device list` shows who is")
+    entries = [{"device": device, "metric": None, "change": reason, "since": 0, "profile": ""} for device in devices]
+    suspend(lake, entries, By.OPERATOR)
 
 
 def readmit_devices(settings: Settings, devices: Sequence[str]) -> Replayed:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from fieldloop.cli import profile, quarantine, recipe, rollout, source, target
+from fieldloop.cli import device, profile, quarantine, recipe, rollout, source, target
 from fieldloop.cli.rehearse import rehearse
 from fieldloop.domain.errors import FieldloopError, ServiceError
 from fieldloop.stores.settings import Settings
@@ -50,8 +50,7 @@ app = Fieldloop(
 )
 
 
-device = typer.Typer(help="The devices that publish readings.", no_args_is_help=True)
-app.add_typer(device, name="device")
+app.add_typer(device.app, name="device")
 app.add_typer(target.app, name="target")
 app.add_typer(rollout.app, name="rollout")
 app.command("rehearse")(rehearse)
@@ -132,21 +131,6 @@ def demo() -> None:
         console.print(line, soft_wrap=True)
     console.print("all of it stays up to be looked at; `make down` stops it", soft_wrap=True)
     raise typer.Exit(1 if outcome.wrong else 0)
-
-
-@device.command("add")
-def add_devices(
-    names: Annotated[list[str], typer.Argument(help="Names, as they stand in the devices' topics.")],
-    profile: Annotated[str, typer.Option(help="Device profile: a file of expectations/profiles/ without its ending.")],
-) -> None:
-    """Enrol devices: enter them into the fleet, make their certificates, let them publish."""
-    from fieldloop.cli.enrol import enrol_devices
-
-    settings = Settings()
-    enrol_devices(settings, names, profile)
-    for name in names:
-        typer.echo(f"{name}: devices/{name}/readings at {settings.mqtt_endpoint} with the certificate in "
-                   f"{settings.certificate('device', name).cert.parent}")  # fmt: skip
 
 
 class _Patience:

@@ -68,9 +68,20 @@ class Standing:
 
 def standings(lake: Lake) -> dict[str, Standing]:
     """Return how each device stands that was ever set aside, by name."""
-    rows = lake.scan(TABLE).sort("at", maintain_order=True).group_by("device").agg(pl.all().last(), turn=pl.len())
-    found = rows.sort("device").collect().to_dicts()
-    return {row["device"]: Standing(**{**row, "state": State(row["state"]), "by": By(row["by"])}) for row in found}
+    return {standing.device: standing for standing in _read(lake.scan(TABLE))}
+
+
+def decisions(lake: Lake, device: str) -> list[Standing]:
+    """Return all that was decided about a device, oldest first."""
+    return _read(lake.scan(TABLE).filter(pl.col("device") == device))
+
+
+def _read(rows: pl.LazyFrame) -> list[Standing]:
+    turn = pl.int_range(1, pl.len() + 1).over("device").alias("turn")
+    ordered = rows.sort("at", maintain_order=True).with_columns(turn).collect()
+    return [
+        Standing(**{**row, "state": State(row["state"]), "by": By(row["by"])}) for row in ordered.iter_rows(named=True)
+    ]
 
 
 def suspend(lake: Lake, entries: Sequence[Mapping[str, object]], by: By) -> None:

@@ -22,7 +22,7 @@ from fieldloop.domain.contract.history import Floats, History, Ints, Usual
 from fieldloop.domain.contract.points import ENOUGH, Points, Series, choose
 from fieldloop.domain.contract.promise import Change, Promise
 
-LEARNT: Final = 1000  # readings after which a history is good enough to judge by
+LEARNT: Final = 1_000  # readings after which a history is good enough to judge by
 NEAR_CADENCES: Final = 2.5  # two readings further apart are no neighbours
 DOUBT_ONSET: Final = 6.0  # an onset as striking as this, and
 DOUBT: Final = 14.0  # this much in all: messages are held until there is more to go by
@@ -110,17 +110,19 @@ class LevelWatch:
             series: the channel's readings, those outside the physical range too.
             sequence: [M] int64, stream sequence of each message of the batch.
         """
-        points, owners, last, last_us = choose(series, self.history.last, self.history.last_us)
+        known = self.history
+        enough = np.where(known.count >= LEARNT, ENOUGH, 2 * LEARNT)
+        points, owners, last, last_us = choose(series, known.last, known.last_us, enough)
         if not len(points):
             return []
         found = self._judge(points, owners, sequence)
         crowded = np.bincount(points.owner) >= ENOUGH
         if again := np.array([owner for owner in found if crowded[owner]], dtype=np.int64).tolist():
-            every, *_ = choose(series, self.history.last, self.history.last_us, len(series.value))
+            every, *_ = choose(series, known.last, known.last_us, np.full(len(enough), len(series.value)))
             found = {owner: verdict for owner, verdict in found.items() if owner not in again}
             found |= self._judge(every.of(np.array(again)), np.array(again), sequence)
         self._learn(points, owners, sequence, found)
-        self.history.last[owners], self.history.last_us[owners] = last, last_us
+        known.last[owners], known.last_us[owners] = last, last_us
         return list(found.values())
 
     def forget(self, owner: int) -> None:

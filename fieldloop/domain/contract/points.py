@@ -68,21 +68,21 @@ class Points:
         return Points(*(getattr(self, each.name)[kept] for each in fields(self)))
 
 
-def choose(series: Series, last: Floats, last_us: Ints, enough: int = ENOUGH) -> tuple[Points, Ints, Floats, Ints]:
+def choose(series: Series, last: Floats, last_us: Ints, enough: Ints) -> tuple[Points, Ints, Floats, Ints]:
     """Choose points of a batch; return them, and each owner that sent anything with its last value and event time.
 
     Args:
         series: the batch.
         last: [G] float64, each owner's last value before the batch; NaN where there is none.
         last_us: [G] int64, its event time.
-        enough: points of an owner.
+        enough: [G] int64, how many points to choose of each owner, about; twice as many readings are all taken.
     """
     starts, lengths, owner = _runs(series)
     ends = starts + lengths - 1
     first = np.diff(owner, prepend=-2) != 0
     before = np.roll(ends, 1)
     groups = np.cumsum(first) - 1
-    places, run = _places(starts, lengths, groups, enough)
+    places, run = _places(starts, lengths, groups, enough[owner[first]])
     value, event_us = series.value[places], series.event_us[places]
     inside = places > starts[run]
     opening = ~inside & first[run]
@@ -116,7 +116,7 @@ def _runs(series: Series) -> tuple[Ints, Ints, Ints]:
     return starts[order], lengths[order], owner[order]
 
 
-def _places(starts: Ints, lengths: Ints, groups: Ints, enough: int) -> tuple[Ints, Ints]:
+def _places(starts: Ints, lengths: Ints, groups: Ints, enough: Ints) -> tuple[Ints, Ints]:
     """Return the chosen readings and the run of each: all of an owner's, or evenly chosen ones of some runs."""
     if not len(starts):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)

@@ -149,13 +149,13 @@ def _times(messages: Messages, owner: Ints, readings: Readings, rejects: Sequenc
     """Return the event times of messages that are to be judged; of a message without any, what its clock said."""
     starts = np.flatnonzero(np.diff(readings.message, prepend=-1))
     rows = readings.message[starts]
-    ends = np.append(starts[1:], len(readings)) - 1
+    ends = np.append(starts, len(readings))[1:] - 1
     turns = np.diff(readings.event_us, prepend=0) != 0
     turns[starts] = True
-    records = np.add.reduceat(turns, starts) if len(starts) else np.zeros(0, dtype=np.int64)
+    records = np.add.reduceat(turns.astype(np.int64), starts) if len(starts) else np.zeros(0, dtype=np.int64)
     said = {r.message: float(r.event_us) for r in rejects if r.reason in _TIMES and r.event_us is not None}
     alone = np.array(sorted(said.keys() - set(rows.tolist())) if said else [], dtype=np.int64)
-    spoken = np.array([said[row] for row in alone.tolist()])
+    spoken = np.array([said[row] for row in alone.tolist()], dtype=np.float64)
     rows = np.append(rows, alone)
     order = np.argsort(rows, kind="stable")
     order = order[owner[rows[order]] >= 0]

@@ -1,0 +1,169 @@
+"""The contract watch before acquisition: what breaks a contract is set aside, what may is held, and all comes back."""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from fieldloop.cli.device import app
+from fieldloop.domain.errors import StoreError
+from fieldloop.domain.readings import Reason
+from fieldloop.stores import fleet
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.settings import Settings
+from fieldloop.stores.standing import By, standings
+from tasks.acquire import acquire
+from tasks.quarantine import Choice, replay, waiting
+from tasks.readmission import describe_settled, readmit_devices, settle, suspend_devices
+
+PROFILE = """\
+name: NAME
+description: A thermometer
+format: json
+clock: {field: t, kind: epoch_s}
+cadence: 10 min
+channels:
+  - {metric: temperature, field: temp, source_unit: UNIT, unit: degC, range: [-60, 300]}
+"""
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+STEP = timedelta(minutes=10)
+HOUR = 6
+LEARNT = 9 * 24 * HOUR  # nine days
+
+Publish = Callable[[Sequence[tuple[str, bytes]]], None]
+
+
+class Workshop(Settings):
+    """The data plane's settings, with profiles from a folder of the test's own."""
+
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        """The folder with `expectations/profiles`."""
+        return self.folder
+
+    def promise(self, name: str, unit: str = "degC") -> None:
+        """Write a profile."""
+        path = self.folder / "expectations" / "profiles" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(PROFILE.replace("NAME", name).replace("UNIT", unit))
+
+
+@pytest.fixture
+def workshop(data_plane: Settings, tmp_path: Path) -> Workshop:
+    """The data plane with profiles of the test's own."""
+    return Workshop.model_validate({**data_plane.model_dump(), "folder": tmp_path})
+
+
+def celsius(steps: range, seed: int = 0) -> list[float]:
+    """Temperatures as a day has them, with noise."""
+    noise = np.random.default_rng(seed).normal(0, 0.2, steps.stop)
+    return [round(12 + 6 * float(np.sin(step * 2 * np.pi / (24 * HOUR))) + float(noise[step]), 1) for step in steps]
+
+
+def fahrenheit(steps: range) -> list[float]:
+    return [round(1.8 * value + 32, 1) for value in celsius(steps)]
+
+
+def sent(device: str, steps: range, values: list[float]) -> list[tuple[str, bytes]]:
+    """One message an hour."""
+    records = [
+        {"t": int((BEGIN + step * STEP).timestamp()), "temp": value} for step, value in zip(steps, values, strict=True)
+    ]
+    hours = [records[first : first + HOUR] for first in range(0, len(records), HOUR)]
+    return [(f"devices.{device}.readings", json.dumps(hour).encode()) for hour in hours]
+
+
+def stored(settings: Settings, device: str) -> pl.DataFrame:
+    return Lake(settings).scan("readings").filter(pl.col("device") == device).sort("event_time").collect()
+
+
+def left(settings: Settings, device: str) -> list[str]:
+    rows = waiting(Lake(settings)).filter(pl.col("device") == device).sort("sequence").collect()
+    return rows["reason"].to_list()
+
+
+def learnt(workshop: Workshop, publish: Publish, device: str, profile: str) -> None:
+    """Enrol a device, and let it send degrees Celsius for some days."""
+    workshop.promise(profile)
+    fleet.add_devices(Lake(workshop), [device], profile)
+    publish(sent(device, range(LEARNT), celsius(range(LEARNT))))
+    acquire(workshop)
+    assert len(stored(workshop, device)) == LEARNT
+
+
+def test_a_device_that_turns_to_fahrenheit_lands_nothing_until_it_is_readmitted(
+    workshop: Workshop, publish: Publish
+) -> None:
+    """Its first changed message is refused already, with its bytes; a mended profile brings the backlog, converted."""
+    learnt(workshop, publish, "F1", "thermo-f")
+    began = datetime.now(UTC)
+    good, changed = range(LEARNT, LEARNT + 12), range(LEARNT + 12, LEARNT + 72)
+    publish(sent("F1", good, celsius(good)) + sent("F1", changed, fahrenheit(changed)))
+    acquire(workshop)
+    assert len(stored(workshop, "F1")) == LEARNT + 12
+    assert left(workshop, "F1") == [Reason.SUSPENDED] * 10
+    settled = settle(workshop, began)
+    (standing,) = (each for each in settled.suspended if each.device == "F1")
+    assert standing.why() == "temperature: as if sent in degF, not degC"
+    assert "F1 | temperature: as if sent in degF" in describe_settled(settled)
+
+    later = range(LEARNT + 72, LEARNT + 84)
+    publish(sent("F1", later, fahrenheit(later)))
+    acquire(workshop)
+    replay(workshop, Choice(device="F1"))
+    assert left(workshop, "F1") == [Reason.SUSPENDED] * 12  # a replay lets nothing in while it is set aside
+    assert CliRunner().invoke(app, ["list", "--suspended"], env=workshop.environment()).output.count("F1") == 1
+
+    workshop.promise("thermo-f", "degF")
+    settled = settle(workshop, began)
+    assert (settled.readmitted, settled.readings) == (("F1",), 72)
+    assert left(workshop, "F1") == []
+    values = stored(workshop, "F1")["value"].to_numpy()
+    np.testing.assert_allclose(values, celsius(range(LEARNT + 84)), atol=0.06)
+    more = range(LEARNT + 84, LEARNT + 120)
+    publish(sent("F1", more, fahrenheit(more)))
+    acquire(workshop)
+    assert len(stored(workshop, "F1")) == LEARNT + 120
+
+
+def test_what_is_in_doubt_is_held_and_released_once_it_has_passed(workshop: Workshop, publish: Publish) -> None:
+    """A jump that a change would explain is held, over runs; where the values come back, all of it lands."""
+    learnt(workshop, publish, "D1", "thermo-d")
+    glitch, after = range(LEARNT, LEARNT + 3), range(LEARNT + 3, LEARNT + 3 + 48)
+    publish(sent("D1", glitch, fahrenheit(glitch)))
+    acquire(workshop)
+    assert left(workshop, "D1") == [Reason.IN_DOUBT]
+    assert settle(workshop, datetime.now(UTC)).released == ()
+    publish(sent("D1", after, celsius(after)))
+    acquire(workshop)
+    settled = settle(workshop, datetime.now(UTC))
+    assert settled.released == ("D1",)
+    assert left(workshop, "D1") == []
+    assert len(stored(workshop, "D1")) == LEARNT + 51
+
+
+def test_an_operator_readmits_and_the_device_is_learnt_anew(workshop: Workshop, publish: Publish) -> None:
+    """Set aside by hand, then readmitted: the backlog lands, and what was learnt before does not count any more."""
+    learnt(workshop, publish, "O1", "thermo-o")
+    with pytest.raises(StoreError, match="not set aside"):
+        readmit_devices(workshop, ["O1"])
+    with pytest.raises(StoreError, match="not enrolled"):
+        suspend_devices(workshop, ["O9"], "stranger")
+    suspend_devices(workshop, ["O1"], "sensor moved")
+    moved = range(LEARNT, LEARNT + 60)
+    publish(sent("O1", moved, fahrenheit(moved)))
+    acquire(workshop)
+    assert left(workshop, "O1") == [Reason.SUSPENDED] * 10
+    assert readmit_devices(workshop, ["O1"]).readings == 60
+    assert standings(Lake(workshop))["O1"].by == By.OPERATOR
+    more = range(LEARNT + 60, LEARNT + 120)
+    publish(sent("O1", more, fahrenheit(more)))
+    acquire(workshop)
+    assert (len(stored(workshop, "O1")), left(workshop, "O1")) == (LEARNT + 120, [])
