@@ -41,7 +41,8 @@ class ClockHistory:
 
     Attributes:
         count: [G] messages learnt.
-        event_us: [G] float64, the last event time; NaN where there is none.
+        event_us: [G] float64, the last event time that showed nothing; NaN where there is none.
+        seen_us: [G] float64, the last event time of all.
         lag_us: [G] arrival less event time.
         lag_spread_us: [G] its mean distance from that.
         cadence_us: [G] time from record to record.
@@ -54,6 +55,7 @@ class ClockHistory:
 
     count: Floats
     event_us: Floats
+    seen_us: Floats
     lag_us: Floats
     lag_spread_us: Floats
     cadence_us: Floats
@@ -68,7 +70,8 @@ class ClockHistory:
         """Return devices of which nothing is known."""
         count, lag_us, spread_us, cadence_us, regular, records = (np.zeros(devices) for _ in range(6))
         label, run, since = (np.zeros((devices, 3), dtype=np.int64) for _ in range(3))
-        return cls(count, np.full(devices, np.nan), lag_us, spread_us, cadence_us, regular, records, label, run, since)
+        never, unseen = np.full(devices, np.nan), np.full(devices, np.nan)
+        return cls(count, never, unseen, lag_us, spread_us, cadence_us, regular, records, label, run, since)
 
     def extend(self, devices: int) -> None:
         """Make room for so many devices in all."""
@@ -136,6 +139,8 @@ class ClockWatch:
             verdict for question, label in enumerate(labels) for verdict in self._runs(question, label, times, starts)
         ]
         self._learn(times, starts, np.asarray(~labels.any(axis=0)))
+        ends = np.append(starts, len(times.owner))[1:] - 1
+        self.history.seen_us[times.owner[ends]] = times.last_us[ends]
         return verdicts
 
     def held(self) -> list[tuple[int, int]]:
@@ -183,7 +188,7 @@ class ClockWatch:
 
     def _since_before(self, times: Times, starts: Ints) -> tuple[Floats, Floats]:
         """Return how much event time and arrival time passed since the device's message before; NaN for the first."""
-        known = self.history.event_us[times.owner[starts]]
+        known = self.history.seen_us[times.owner[starts]]
         passed, waited = np.diff(times.last_us, prepend=np.nan), np.diff(times.arrival_us, prepend=np.nan)
         passed[starts] = times.last_us[starts] - known
         waited[starts] = np.where(np.isnan(known), np.nan, np.inf)

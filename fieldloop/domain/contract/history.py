@@ -179,8 +179,15 @@ def _smoothed(counts: Floats) -> Floats:
 
 
 def _tails(counts: Floats, floor: Floats) -> Floats:
-    """Return the log of the rarer tail that begins in each octave, never rarer than the history can tell."""
+    """Return the log of the rarer tail that begins in each octave, never rarer than the history can tell.
+
+    Zero tells nothing, for it is zero in every unit; the first octave, where it is counted, is left out.
+    """
+    counts = counts.copy()
+    counts[:, 0] = 0
     total = counts.sum(axis=1, keepdims=True) + 1e-9
     below = np.cumsum(counts, axis=1) / total
     above = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1] / total
-    return np.asarray(np.log(np.clip(2 * np.minimum(below, above), floor[:, None], 1.0)))
+    tails = np.log(np.clip(2 * np.minimum(below, above), floor[:, None], 1.0))
+    tails[:, 0] = 0.0
+    return np.asarray(tails)

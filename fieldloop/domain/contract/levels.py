@@ -239,10 +239,12 @@ class _Spans:
             excess = np.where(
                 whole, np.maximum(excess, self._total(rule.readings, rule.weight) - self._limit(rule)), excess
             )
+        strongest = {int(self._points.owner[at]): float(excess[at]) for at in self._best(excess)}
+        shown = np.flatnonzero(excess >= 0)
+        owners, first = np.unique(self._points.owner[shown], return_index=True)  # since the first that shows it
         return [
-            Verdict(int(self._points.owner[at]), int(self._sequence[at]), change, True, float(excess[at]))
-            for at in self._best(excess)
-            if excess[at] >= 0
+            Verdict(int(owner), int(self._sequence[shown[at]]), change, True, strongest[int(owner)])
+            for owner, at in zip(owners, first, strict=True)
         ]
 
     def doubtful(self, change: int) -> list[Verdict]:
