@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import nats.errors
@@ -54,6 +55,49 @@ async def _backlog(settings: Settings, stream: str, after: int) -> Backlog:
         raise StoreError(f"stream {stream!r} cannot be looked at: {exc or type(exc).__name__}") from exc
     messages = max(0, min(state.messages, state.last_seq - after))
     return Backlog(messages, state.bytes * messages // max(1, state.messages))
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How full a stream is with what lies beyond a position.
+
+    Attributes:
+        messages: how many lie beyond it.
+        bytes_share: the share of the stream's bytes that they take; 0 where it has no limit.
+        age_share: how old the oldest of them is, as a share of the age at which it would be dropped.
+        oldest: when the oldest of them arrived; None where there is none.
+    """
+
+    messages: int
+    bytes_share: float
+    age_share: float
+    oldest: datetime | None
+
+
+def fill(settings: Settings, stream: str, after: int, now: datetime) -> Fill:
+    """Return how full a stream is with messages beyond sequence `after`.
+
+    Raises:
+        StoreError: the broker cannot be reached.
+    """
+    return asyncio.run(_fill(settings, stream, after, now))
+
+
+async def _fill(settings: Settings, stream: str, after: int, now: datetime) -> Fill:
+    try:
+        async with platform(settings) as (_, js):
+            info = await js.stream_info(stream)
+            state, config = info.state, info.config
+            messages = max(0, min(state.messages, state.last_seq - after))
+            if not messages:
+                return Fill(0, 0.0, 0.0, None)
+            oldest = (await js.get_msg(stream, max(after + 1, state.first_seq), next=True, subject=">")).time
+    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as exc:
+        raise StoreError(f"stream {stream!r} cannot be looked at: {exc or type(exc).__name__}") from exc
+    taken = state.bytes * messages / state.messages
+    limit, age_s = config.max_bytes or 0, config.max_age or 0.0
+    age = 0.0 if oldest is None or not age_s else (now - oldest).total_seconds() / age_s
+    return Fill(messages, taken / limit if limit > 0 else 0.0, age, oldest)
 
 
 @dataclass(frozen=True)
