@@ -9,9 +9,11 @@ import numpy as np
 import onnxruntime
 from prefect import task
 
+from fieldloop.domain.alerts import Limits
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe import load_recipe
 from fieldloop.domain.release import (
+    Budget,
     Canary,
     File,
     Manifest,
@@ -83,6 +85,8 @@ class _Target(msgspec.Struct, frozen=True):
     metric: str
     unit: str
     tolerance: float
+    budget: Budget = Budget()
+    alerts: Limits | None = None
 
 
 @task(name="release version", retries=2, retry_delay_seconds=5, timeout_seconds=600, tags=["mlflow", "store", "broker"])
@@ -136,6 +140,8 @@ def build(settings: Settings, recipe: str, version: ModelVersion) -> Release:
         runtime={"numpy": np.__version__, "onnxruntime": onnxruntime.__version__},
         lineage={k.removeprefix(LINEAGE): v for k, v in version.tags.items() if k.startswith(LINEAGE)},
         created_at=datetime.fromtimestamp(version.created_ms / 1000, UTC).isoformat(),
+        budget=target.budget,
+        alerts=target.alerts,
     )
     return Release(encode_manifest(manifest), graph, canary)
 

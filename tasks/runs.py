@@ -14,12 +14,14 @@ import numpy as np
 import polars as pl
 
 from expectations.profiles import load_profile
+from fieldloop.domain.alerts import Limits
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import PREDICTION, WINDOW
 from fieldloop.domain.metrics import judge
 from fieldloop.domain.parts import PARTS
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe import Recipe
+from fieldloop.domain.release import Budget
 from fieldloop.domain.windows import WindowSpec
 from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
@@ -173,9 +175,20 @@ def _canary(fitted: Fitted) -> bytes:
 
 
 def _target(recipe: Recipe, profile: Profile) -> bytes:
-    """What is predicted, for the manifest."""
-    unit = recipe.target_unit(profile)
-    return msgspec.json.encode({"metric": recipe.target_name, "unit": unit, "tolerance": recipe.release.tolerance})
+    """What is predicted, what it may take of a gateway and what is an alert, for the manifest."""
+    wanted = recipe.release
+    memory = None if wanted.memory_mb is None else round(wanted.memory_mb * 1e6)
+    latency = None if wanted.latency_ms is None else wanted.latency_ms / 1e3
+    limited = wanted.alert_below is not None or wanted.alert_above is not None
+    return msgspec.json.encode(
+        {
+            "metric": recipe.target_name,
+            "unit": recipe.target_unit(profile),
+            "tolerance": wanted.tolerance,
+            "budget": Budget(memory, latency),
+            "alerts": Limits(wanted.alert_below, wanted.alert_above) if limited else None,
+        }
+    )
 
 
 def _pictures(fitted: Fitted, unit: str) -> dict[str, "Figure"]:

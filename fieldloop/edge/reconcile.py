@@ -189,8 +189,8 @@ class Reconciler:
             return await direct_get(link, "releases", key, CHUNK_S)
 
         outcome = await download.fetch(job, read, self._config.download_bytes_per_s)
-        loaded = await asyncio.to_thread(model.manifest_of, staging)
-        allowed = loaded.budget.memory_bytes
+        manifest = await asyncio.to_thread(model.manifest_of, staging)
+        allowed = manifest.budget.memory_bytes
         needed = self._bare_bytes + outcome.memory_bytes
         if allowed is not None and needed > allowed:
             raise ReleaseError(f"memory over budget: expected at most {allowed:,} bytes, would take {needed:,}")
@@ -198,13 +198,13 @@ class Reconciler:
 
     async def _shade(self, link: Link, desired: Desired) -> None:
         """Have the desired shadow run beside; one that does not will not be tried again by the same order."""
-        digest = desired.shadow
-        if digest is None or self._serving.loaded is None:
+        digest, running = desired.shadow, self._serving.loaded
+        if digest is None or running is None:
             self._serving.unshade()
             self._slots.shade(None)
             return
-        if digest == self._serving.shadow_digest:
-            return
+        if digest == self._serving.shadow_digest or running.digest != desired.release:
+            return  # first what it is to be compared with: fetching both in turn would lose what has come of either
         wanted = msgspec.structs.replace(desired, release=digest, manifest=desired.shadow_manifest or "")
         try:
             await self._bring(link, wanted)

@@ -35,7 +35,7 @@ candidates:
   - {algorithm: ridge}
 promotion: {metric: mae}
 parity: {limit: 0.01, rows: 2000}
-release: {canary_rows: 32, tolerance: 0.01}
+release: {canary_rows: 32, tolerance: 0.01, alert_above: 5000, latency_ms: 500}
 """
 
 

@@ -175,7 +175,11 @@ def test_run_carries_all_that_a_release_needs(
         assert canary.inputs.shape == (32, len(spec.channels), spec.length)
         assert np.isnan(canary.inputs).any()
         assert json.loads(files["features"])[0] == "wind_speed.last"
-        assert json.loads(files["target"]) == {"metric": "active_power", "unit": "kW", "tolerance": 0.01}
+        assert json.loads(files["target"]) == {
+            **{"metric": "active_power", "unit": "kW", "tolerance": 0.01},
+            "budget": {"memory_bytes": None, "latency_s": 0.5},
+            "alerts": {"below": None, "above": 5000.0},
+        }
         session = session_of(registry.run_graph(settings, result.run_id))
         assert np.isfinite(session.run(["prediction"], {"window": canary.inputs})[0]).all()
 

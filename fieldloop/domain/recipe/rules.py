@@ -40,10 +40,23 @@ class Parity(Part):
 
 
 class Release(Part):
-    """Held-out windows that a release carries as its canary, and the difference that still counts as proved."""
+    """What a release carries beside its graph.
+
+    Attributes:
+        canary_rows: held-out windows that it must give the right outputs on.
+        tolerance: difference of an output that still counts as proved, unit of the target.
+        alert_below: a target publishes an alert for a prediction below it, unit of the target; None sets no limit.
+        alert_above: the same for one above it.
+        memory_mb: resident memory that the agent may take with it, in 10^6 bytes; above it the target goes back.
+        latency_ms: what its graph may take for one window.
+    """
 
     canary_rows: int = Field(32, ge=1, le=1_024)
     tolerance: float = Field(0.0, ge=0)
+    alert_below: float | None = None
+    alert_above: float | None = None
+    memory_mb: float | None = Field(None, gt=0)
+    latency_ms: float | None = Field(None, gt=0)
 
 
 class Search(Part):
