@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -123,6 +124,11 @@ class Gateway:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "fieldloop.edge.main", "--config", str(self.config)], stderr=log
             )
+
+    def limit_files(self, size: int) -> None:
+        """Let the agent's files grow no larger."""
+        assert self._process is not None
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def kill(self, number: int = signal.SIGKILL) -> int:
         """Send the agent a signal and return its exit code."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 
 import msgspec
 import pytest
@@ -58,6 +59,29 @@ def test_a_release_that_brings_the_agent_down_is_left(gateway: Gateway) -> None:
     assert report.running is not None
     assert report.running.release == good.digest
     assert "crash loop" in (report.error or "")
+
+
+def test_on_a_full_disk_it_scores_on_and_loses_nothing(gateway: Gateway) -> None:
+    """The process's own limit on the size of files stands for a full disk: no file may grow, old or new."""
+    first, second = make_release(model="full"), make_release(model="full", version=2, bias=1.0)
+    gateway.desire(first)
+    gateway.start()
+    gateway.await_running(first)
+    gateway.send([payload(range(10))])
+    gateway.await_rows(6)
+    gateway.limit_files(0)
+    gateway.desire(second)
+    report = gateway.await_report(lambda r: r.attempted == second.digest and r.error is not None)
+    assert not report.refused
+    assert report.running is not None
+    assert report.running.release == first.digest
+    gateway.send([payload(range(10, 20))])
+    gateway.await_rows(16)
+    gateway.limit_files(resource.RLIM_INFINITY)
+    gateway.await_running(second)
+    gateway.send([payload(range(20, 30))])
+    rows = gateway.await_rows(26)
+    assert [end // 60_000_000 - 1000 for end in sorted(rows)] == list(range(3, 29))
 
 
 @pytest.mark.parametrize(
