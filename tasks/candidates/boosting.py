@@ -1,6 +1,5 @@
 """XGBoost."""
 
-import os
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 
 from fieldloop.domain.recipe.candidates import Boosting
-from tasks.candidates.learner import Matrix, Problem, row_weights
+from tasks.candidates.learner import Matrix, Problem, let_threads_sleep, row_weights
 from tasks.examples import THREADS
 
 FILE: Final = "model.json"
@@ -82,7 +81,7 @@ def restore(data: bytes, problem: Problem) -> Boosted:
 
 
 def _estimator(classifies: bool) -> Any:
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # on a busy machine, threads that spin triple the time
+    let_threads_sleep()
     from xgboost import XGBClassifier, XGBRegressor
 
     return XGBClassifier if classifies else XGBRegressor

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fieldloop.domain.recipe.candidates import ExtraTrees, HistogramBoosting, IsolationForest, RandomForest
 from tasks.candidates import scikit
-from tasks.candidates.learner import Matrix, Problem, row_weights
+from tasks.candidates.learner import Matrix, Problem, let_threads_sleep, row_weights
 from tasks.examples import THREADS
 
 
@@ -61,6 +61,7 @@ def _forest(candidate: RandomForest | ExtraTrees, problem: Problem, seed: int) -
 
 
 def _histogram(candidate: HistogramBoosting, problem: Problem, seed: int) -> Any:
+    let_threads_sleep()
     from sklearn import ensemble
 
     kind = ensemble.HistGradientBoostingClassifier if problem.classifies else ensemble.HistGradientBoostingRegressor

@@ -56,8 +56,10 @@ class Fitted:
                 target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET},
                 options={id(self.pipeline[-1]): options} if options else None,
             )
-        while len(converted.graph.output) > 1:  # labels come first; what is wanted is the last output
-            del converted.graph.output[0]
+        name = converted.graph.output[-1].name  # labels come first
+        del converted.graph.output[:]
+        shape: list[int | None] = [None, self.problem.classes]
+        converted.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
         return converted
 
     def dump(self) -> tuple[str, bytes]:
