@@ -87,11 +87,10 @@ class Limits(_Part):
         0.1, description="Share of targets that may be silent; a wave does not wait for these last ones."
     )
     errors: Share = Field(0.01, description="Share of windows that the release may fail on.")
-    latency_ms: Annotated[float, Field(gt=0)] = Field(
-        20.0, description="Latency, 99th percentile, that is never too slow."
-    )
+    latency_ms: Annotated[float, Field(gt=0)] = Field(20.0, description="Latency that is never too slow.")
     slower: Annotated[float, Field(ge=1)] = Field(
-        3.0, description="Above that, how many times slower than the release before (99th percentile) it may be."
+        3.0,
+        description="Above that, how many times slower than the release before it may be, at median and 99th percentile.",
     )
     memory_mb: Annotated[float, Field(gt=0)] = Field(
         50.0, description="Memory by which an agent may have grown since it switched to the release, median of targets."

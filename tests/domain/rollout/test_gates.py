@@ -89,6 +89,15 @@ def test_slow_is_slower_than_before_and_than_what_is_never_too_slow() -> None:
     assert _breaches(_report(latency_s=0.05)) == {"latency"}
 
 
+def test_slow_throughout_is_found_where_the_release_before_was_slow_now_and_then() -> None:
+    """By the median, which a busy gateway moves less than the 99th percentile."""
+    report = _report(latency_s=0.05)
+    noisy = np.concatenate([np.full(45, 0.001), np.full(5, 0.2)])
+    assert report.before is not None
+    before = msgspec.structs.replace(report.before, latency=Sketch.of(noisy))
+    assert _breaches(msgspec.structs.replace(report, before=before)) == {"latency"}
+
+
 def test_growing_memory_breaches() -> None:
     """By the median, so that one odd gateway stops nobody."""
     assert _breaches(_report(grown=200 * MB)) == {"memory"}

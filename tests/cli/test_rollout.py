@@ -1,0 +1,61 @@
+"""Rollouts and targets on the command line, and a rehearsal, beside the demonstration's platform."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fieldloop.cli.main import app
+from fieldloop.cli.rehearse import run
+from fieldloop.domain.errors import StoreError
+from infra.rehearsal.faults import Faults
+from infra.rehearsal.stage import Cast
+from tests.conftest import Looped
+
+
+@pytest.fixture
+def settled(looped: Looped, monkeypatch: pytest.MonkeyPatch) -> Looped:
+    """The demonstration's platform, which the command line finds."""
+    for name, value in looped.settings.environment().items():
+        monkeypatch.setenv(name, value)
+    return looped
+
+
+def test_rollouts_are_listed_and_shown(settled: Looped) -> None:
+    """The demonstration's own is there, completed, with its gates."""
+    listed = _said("rollout", "list")
+    assert "completed" in listed
+    name = next(word for word in listed.split() if word.startswith("turbine-power-"))
+    shown = _said("rollout", "show", name)
+    assert f"{name}: completed" in shown
+    assert "failures good: 0 of 4 targets failed" in shown
+    with pytest.raises(StoreError, match="no rollout 'none'"):
+        CliRunner().invoke(app, ["rollout", "show", "none"], catch_exceptions=False)
+
+
+def test_targets_are_listed_and_shown(settled: Looped) -> None:
+    """With what they run, and all that the last report says."""
+    assert _said("target", "list", "--label", "site=la-haute-borne").count("gw-R") == 4
+    known = json.loads(_said("target", "show", "gw-R80711"))
+    assert known["reported"]["target"] == "gw-R80711"
+    assert known["asked"]["release"] == known["reported"]["running"]["release"]
+
+
+def test_a_rehearsal_predicts_and_leaves_the_fleet_alone(settled: Looped) -> None:
+    """The real flow, against gateways some of which are silent or damage what they load, on a stage of its own."""
+    before = _said("rollout", "list")
+    plan = settled.settings.data_dir / "plan.yaml"
+    plan.write_text("waves: [1, 50%, all]\nlimits: {deadline_s: 6, failed: 0.5, silent: 0.5}\n")
+    cast = Cast(30, processes=1, faults=Faults(silent=0.2, corrupting=0.1), heartbeat_s=1.0, seed=2)
+    outcome = run(settled.settings, "turbine-power", "champion", None, cast, plan)
+    assert outcome.phase == "completed"
+    assert sum(outcome.states.values()) == 30
+    assert outcome.running == outcome.states["proved"] < 30
+    assert outcome.wire_bytes > outcome.running * outcome.median_bytes > 0
+    assert _said("rollout", "list") == before
+
+
+def _said(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False, env={"COLUMNS": "250"})
+    assert result.exit_code == 0, result.output
+    return result.output
