@@ -42,7 +42,7 @@ class Cast:
 
     Attributes:
         targets: how many simulated targets.
-        sites: over how many sites, as label `site=<n>`.
+        sites: over how many sites, as label `site=<n>`; all bear `fleet=simulated`.
         processes: over how many processes.
         faults: what goes wrong.
         seed: of everything that is drawn.
@@ -94,7 +94,7 @@ def enrol(settings: Settings, cast: Cast, profile: str) -> None:
     rows = {
         "target": names,
         "devices": [[DEVICE]] * len(names),
-        "labels": [[f"site={number % cast.sites}"] for number in range(len(names))],
+        "labels": [["fleet=simulated", f"site={number % cast.sites}"] for number in range(len(names))],
         "added_at": [now] * len(names),
     }
     lake.append("targets", pl.DataFrame(rows, schema=SCHEMAS["targets"]))

@@ -4,8 +4,8 @@ import asyncio
 import contextvars
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from nats.js import JetStreamContext
@@ -28,28 +28,34 @@ from tasks.joiners import converge
 from tasks.rollback import withdraw
 from tasks.rollout import Rolled, roll_out, select
 
-T = TypeVar("T")
 CAST = Cast(targets=12, sites=3, processes=1, heartbeat_s=0.3, windows_per_s=200)
+MUTE = ("mute-1", "mute-2")  # targets whose agents never run
 PATIENCE_S = 60.0
 QUALITY = {"least_windows": 200, "required": True}
 PLAN = Plan.model_validate(
-    {"waves": [{"size": "1", "soak_s": 2}, "50%", "all"], "limits": {"deadline_s": 20, "quality": QUALITY}}
+    {"waves": [{"size": "1", "soak_s": 2}, "50%", "all"], "limits": {"deadline_s": 30, "quality": QUALITY}}
 )
-STUCK = PLAN.model_copy(update={"limits": PLAN.limits.model_copy(update={"deadline_s": 300})})
+AT_ONCE = Plan()
+STUCK = Plan.model_validate({"waves": [1, "all"], "limits": {"deadline_s": 300}})
+ANYHOW = Plan.model_validate({"limits": {"deadline_s": 1, "failed": 1, "silent": 1}})
+MUTED = ["fleet=mute"]
+PLAYING = ["fleet=simulated"]
 
 
 @pytest.fixture(scope="module")
 def theatre(platform: Settings) -> Iterator[Settings]:
-    """A stage with twelve enrolled targets on three sites, and the session's Prefect."""
+    """A stage with twelve simulated gateways on three sites, two mute ones, and the session's Prefect."""
     with stage({"prefect_url": platform.prefect_ui}) as settings:
         enrol(settings, CAST, PROFILE_NAME)
-        yield settings
+        mute = [fleet.Target(name, (DEVICE,), ("fleet=mute",)) for name in MUTE]
+        fleet.add_targets(settings, Lake(settings), mute)
+        with playing(settings, CAST):
+            yield settings
 
 
 @pytest.fixture
 def settings(theatre: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """The stage, which this process's flows find; nothing is asked of its targets yet."""
-    _with(theatre, lambda js: _clear(js, CAST))
+    """The stage, which this process's flows find."""
     for name, value in theatre.environment().items():
         monkeypatch.setenv(name, value)
     with temporary_settings({PREFECT_API_URL: theatre.prefect_api}):
@@ -58,115 +64,120 @@ def settings(theatre: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Set
 
 def test_a_sound_release_goes_wave_by_wave(settings: Settings) -> None:
     """All run it in the end, each proved, and no shadow is left running."""
-    old, new = _publish(settings, Toy(1)), _publish(settings, Toy(2, gain=1.02))
-    with playing(settings, CAST, old.published) as play:
-        rolled = _roll(new)
-        rollout = _with(settings, rollouts.heads)[0].rollout
-        held = _with(settings, lambda js: rollouts.held(js, CAST.names()))
+    _roll(_publish(settings, Toy(1)), AT_ONCE)
+    new = _publish(settings, Toy(2, gain=1.02))
+    rolled = _roll(new)
+    rollout = _newest(settings)
     assert (rolled.last.asked, rolled.last.proved, rolled.last.exact) == (12, 12, 12)
     assert (rollout.phase, rollout.batch, rollout.batches) == (Phase.COMPLETED, 3, 3)
     assert any(line.startswith("disagreement good") for line in rollout.findings)
-    assert set(play.running().values()) == {new.digest}
+    assert set(_running(settings).values()) == {new.digest}
+    held = _with(settings, lambda js: rollouts.held(js, CAST.names()))
     assert {each.desired.shadow for each in held.values() if each.desired} == {None}
 
 
 def test_wrong_predictions_stop_in_wave_one_and_go_back(settings: Settings) -> None:
     """It installs, passes its canary, and halves everything: one target has tried it, and runs the old one again."""
     old, bad = _publish(settings, Toy(3)), _publish(settings, Toy(4, gain=0.5))
-    with playing(settings, CAST, old.published) as play:
-        with pytest.raises(ReleaseError, match=r"rolled back: .*(shift|disagreement) breached"):
-            _roll(bad)
-        rollout = _with(settings, rollouts.heads)[0].rollout
+    _roll(old, AT_ONCE)
+    with pytest.raises(ReleaseError, match=r"rolled back: .*(shift|disagreement) breached"):
+        _roll(bad)
+    rollout = _newest(settings)
     assert (rollout.phase, rollout.asked) == (Phase.ROLLED_BACK, 1)
     assert rollout.findings[-1] == "1 of 1 targets are back"
-    assert set(play.running().values()) == {old.digest}
-
-
-def test_targets_that_ran_nothing_run_nothing_again(settings: Settings) -> None:
-    """What damages its download refuses; what had switched before the gate said no stops scoring."""
-    new = _publish(settings, Toy(5))
-    cast = Cast(12, sites=3, processes=1, heartbeat_s=0.3, faults=Faults(faulty=0.5), seed=3)
-    wanted = r"failures breached: .* targets failed .*runtime gives other numbers"
-    with playing(settings, cast) as play, pytest.raises(ReleaseError, match=wanted):
-        _roll(new, Plan())
-    assert "faulty" in play.fates().values()
-    assert set(play.running().values()) == {None}
-
-
-def test_a_newer_rollout_supersedes_one_that_is_stuck(settings: Settings) -> None:
-    """It waits for nobody, and the older one ends without touching what the newer asks."""
-    stuck, newer = _publish(settings, Toy(6)), _publish(settings, Toy(7))
-    with _Running(stuck, STUCK) as older:  # no gateway runs: nobody answers
-        _await(settings, lambda rollout: rollout.release == stuck.digest and rollout.batch == 1)
-        with playing(settings, CAST) as play:
-            rolled = _roll(newer, Plan())
-        assert isinstance(older.error(), OvertakenError)
-    phases = {head.rollout.release: head.rollout.phase for head in _with(settings, rollouts.heads)}
-    assert (phases[stuck.digest], phases[newer.digest]) == (Phase.SUPERSEDED, Phase.COMPLETED)
-    assert rolled.last.proved == 12
-    assert set(play.running().values()) == {newer.digest}
-
-
-def test_cancelled_in_prefect_nothing_is_left_to_happen(settings: Settings) -> None:
-    """Who had not answered is asked for what it ran; whoever comes later finds nothing of the rollout."""
-    old, new = _publish(settings, Toy(8)), _publish(settings, Toy(9))
-    with playing(settings, CAST, old.published):
-        pass  # they have reported, and are gone
-    with _Running(new, STUCK) as running:
-        rollout = _await(settings, lambda rollout: rollout.release == new.digest and rollout.asked == 1)
-        with SyncPrefectClient(api=settings.prefect_api) as client:
-            client.set_flow_run_state(rollout.runs[0], Cancelling())  # type: ignore[arg-type]
-        assert isinstance(running.error(), OvertakenError)
-    assert withdraw(settings, rollout.runs[0]) == ()  # the hook of the flow finds it done
-    assert _with(settings, rollouts.heads)[0].rollout.phase is Phase.CANCELLED
-    held = _with(settings, lambda js: rollouts.held(js, CAST.names()))
-    assert new.digest not in {each.desired.release for each in held.values() if each.desired}
-
-
-def test_paused_in_prefect_it_asks_nobody_until_resumed(settings: Settings) -> None:
-    """The first wave is proved and soaked, and the second does not begin."""
-    new = _publish(settings, Toy(10))
-    with playing(settings, CAST), _Running(new, PLAN) as running:
-        rollout = _await(settings, lambda rollout: rollout.release == new.digest and rollout.asked == 1)
-        with SyncPrefectClient(api=settings.prefect_api) as client:
-            client.set_flow_run_state(rollout.runs[0], Paused(timeout_seconds=60))  # type: ignore[arg-type]
-            _await(settings, lambda rollout: rollout.phase is Phase.PAUSED)
-            time.sleep(PLAN.waves[0].soak_s + 1)  # long enough for the wave to have passed, were it not paused
-            assert _with(settings, rollouts.heads)[0].rollout.asked == 1
-            client.resume_flow_run(rollout.runs[0])  # type: ignore[arg-type]
-        assert running.result().last.proved == 12
+    assert set(_running(settings).values()) == {old.digest}
 
 
 def test_a_person_decides_where_the_plan_asks(settings: Settings) -> None:
     """The run pauses with a form; the choice filled in there is carried out."""
-    old, bad = _publish(settings, Toy(11)), _publish(settings, Toy(12, gain=0.5))
+    old, bad = _publish(settings, Toy(5)), _publish(settings, Toy(6, gain=0.5))
+    _roll(old, AT_ONCE)
     plan = Plan.model_validate({**PLAN.model_dump(), "on_breach": "ask"})
-    with playing(settings, CAST, old.published) as play, _Running(bad, plan) as running:
+    with _Running(bad, plan) as running:
         rollout = _await(settings, lambda rollout: rollout.release == bad.digest and rollout.phase is Phase.ASKING)
         with SyncPrefectClient(api=settings.prefect_api) as client:
             _until(lambda: client.read_flow_run(rollout.runs[0]).state.is_paused())  # type: ignore
             client.resume_flow_run(rollout.runs[0], run_input={"choice": "stop"})  # type: ignore[arg-type]
         assert "was stopped" in str(running.error())
-        assert _with(settings, rollouts.heads)[0].rollout.phase is Phase.STOPPED
-    assert sorted(str(digest) for digest in play.running().values()) == sorted([old.digest] * 11 + [bad.digest])
+    assert _newest(settings).phase is Phase.STOPPED
+    assert sorted(map(str, _running(settings).values())) == sorted([old.digest] * 11 + [bad.digest])
+
+
+def test_paused_in_prefect_it_asks_nobody_until_resumed(settings: Settings) -> None:
+    """The first wave is proved and soaked, and the second does not begin."""
+    new = _publish(settings, Toy(7))
+    with _Running(new, PLAN) as running:
+        rollout = _await(settings, lambda rollout: rollout.release == new.digest and rollout.asked == 1)
+        with SyncPrefectClient(api=settings.prefect_api) as client:
+            client.set_flow_run_state(rollout.runs[0], Paused(timeout_seconds=60))  # type: ignore[arg-type]
+            _await(settings, lambda rollout: rollout.phase is Phase.PAUSED)
+            time.sleep(PLAN.waves[0].soak_s + 1)  # long enough for the wave to have passed, were it not paused
+            assert _newest(settings).asked == 1
+            client.resume_flow_run(rollout.runs[0])  # type: ignore[arg-type]
+        assert running.result().last.proved == 12
+
+
+def test_a_newer_rollout_supersedes_one_that_is_stuck(settings: Settings) -> None:
+    """It waits for nobody, and the older one ends without touching what the newer asks."""
+    stuck, newer = _publish(settings, Toy(8)), _publish(settings, Toy(9))
+    with _Running(stuck, STUCK, MUTED) as older:
+        _await(settings, lambda rollout: rollout.release == stuck.digest and rollout.asked == 1)
+        _roll(newer, ANYHOW, MUTED)
+        assert isinstance(older.error(), OvertakenError)
+    phases = {head.rollout.release: head.rollout.phase for head in _with(settings, rollouts.heads)}
+    assert (phases[stuck.digest], phases[newer.digest]) == (Phase.SUPERSEDED, Phase.COMPLETED)
+    assert _asked(settings) == {newer.digest}
+
+
+def test_cancelled_in_prefect_nothing_is_left_to_happen(settings: Settings) -> None:
+    """Who had not answered is asked for what it ran; whoever comes later finds nothing of the rollout."""
+    new = _publish(settings, Toy(10))
+    before = _asked(settings)
+    with _Running(new, STUCK, MUTED) as running:
+        rollout = _await(settings, lambda rollout: rollout.release == new.digest and rollout.asked == 1)
+        assert new.digest in _asked(settings)
+        with SyncPrefectClient(api=settings.prefect_api) as client:
+            client.set_flow_run_state(rollout.runs[0], Cancelling())  # type: ignore[arg-type]
+        assert isinstance(running.error(), OvertakenError)
+    assert withdraw(settings, rollout.runs[0]) == ()  # the hook of the flow finds it done
+    assert _newest(settings).phase is Phase.CANCELLED
+    assert _asked(settings) == before
 
 
 def test_who_joins_later_gets_what_was_rolled_out(settings: Settings) -> None:
     """By labels, once; and those who had it are not asked again."""
-    new = _publish(settings, Toy(13))
-    with playing(settings, CAST):
-        _roll(new, Plan(), ["site=1"])
+    new = _publish(settings, Toy(11))
+    _roll(new, AT_ONCE, ["site=1"])
     lake = Lake(settings)
-    fleet.add_targets(
-        settings, lake, [fleet.Target("late", (DEVICE,), ("site=1",)), fleet.Target("else", (DEVICE,), ())]
-    )
-    asked = converge(settings)
-    assert "late" in asked
+    joiners = [fleet.Target("late", (DEVICE,), ("site=1",)), fleet.Target("else", (DEVICE,), ("site=9",))]
+    fleet.add_targets(settings, lake, joiners)
+    assert "late" in converge(settings)
     assert converge(settings) == ()
     held = _with(settings, lambda js: rollouts.held(js, ["late"]))
     assert held["late"].desired is not None
     assert held["late"].desired.release == new.digest
     fleet.remove_targets(settings, lake, ["late", "else"])
+    assert {"late", "else"}.isdisjoint(target.name for target in fleet.targets(lake))
+    assert _with(settings, lambda js: rollouts.held(js, ["late"])) == {}
+
+
+def test_a_faulty_runtime_is_refused_and_what_ran_nothing_runs_nothing_again(theatre: Settings) -> None:
+    """On a stage of its own: half of the gateways give other numbers on the canary."""
+    cast = Cast(8, processes=1, heartbeat_s=0.3, faults=Faults(faulty=0.5), seed=3)
+    wanted = r"failures breached: .* targets failed .*runtime gives other numbers"
+    with stage({"prefect_url": theatre.prefect_ui}) as own, pytest.MonkeyPatch.context() as patch:
+        for name, value in own.environment().items():
+            patch.setenv(name, value)
+        enrol(own, cast, PROFILE_NAME)
+        new = _publish(own, Toy(1))
+        with (
+            temporary_settings({PREFECT_API_URL: own.prefect_api}),
+            playing(own, cast) as play,
+            pytest.raises(ReleaseError, match=wanted),
+        ):
+            _roll(new, AT_ONCE, [])
+    assert "faulty" in play.fates().values()
+    assert set(play.running().values()) == {None}
 
 
 def test_targets_are_chosen_by_devices_and_labels() -> None:
@@ -187,10 +198,10 @@ def test_targets_are_chosen_by_devices_and_labels() -> None:
 class _Running:
     """A rollout in a thread of its own; cancelled where the test leaves it running."""
 
-    def __init__(self, released: Released, plan: Plan) -> None:
+    def __init__(self, released: Released, plan: Plan, labels: Sequence[str] = PLAYING) -> None:
         self._outcome: Rolled | Exception | None = None
         context = contextvars.copy_context()  # Prefect keeps in it which server it speaks to
-        self._thread = threading.Thread(target=context.run, args=(self._run, released, plan), daemon=True)
+        self._thread = threading.Thread(target=context.run, args=(self._run, released, plan, labels), daemon=True)
 
     def __enter__(self) -> "_Running":
         self._thread.start()
@@ -200,9 +211,9 @@ class _Running:
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the rollout still runs"
 
-    def _run(self, released: Released, plan: Plan) -> None:
+    def _run(self, released: Released, plan: Plan, labels: Sequence[str]) -> None:
         try:
-            self._outcome = _roll(released, plan)
+            self._outcome = _roll(released, plan, labels)
         except Exception as exc:
             self._outcome = exc
 
@@ -219,10 +230,10 @@ class _Running:
         return self._outcome
 
 
-def _roll(released: Released, plan: Plan = PLAN, labels: list[str] | None = None) -> Rolled:
+def _roll(released: Released, plan: Plan = PLAN, labels: Sequence[str] = PLAYING) -> Rolled:
     @flow(name="test-rollout", validate_parameters=False)
     def run() -> Any:
-        return roll_out(released, labels or [], plan)
+        return roll_out(released, labels, plan)
 
     rolled: Rolled = run()
     return rolled
@@ -233,10 +244,21 @@ def _publish(settings: Settings, toy: Toy) -> Released:
     return Released("toy", toy.version, "run", published.digest, published.manifest, published.new)
 
 
-async def _clear(js: JetStreamContext, cast: Cast) -> None:
-    """Forget what was asked and said before."""
-    for name in cast.names():
-        await rollouts.forget(js, name)
+def _newest(settings: Settings) -> Rollout:
+    rollout: Rollout = _with(settings, rollouts.heads)[0].rollout
+    return rollout
+
+
+def _running(settings: Settings) -> dict[str, str | None]:
+    """Return what each simulated gateway says that it runs."""
+    seen = _with(settings, lambda js: rollouts.sightings(js, CAST.names()))
+    return {name: s.report.running.release if s.report.running else None for name, s in seen.items()}
+
+
+def _asked(settings: Settings) -> set[str]:
+    """Return the releases that the mute targets are asked for."""
+    held = _with(settings, lambda js: rollouts.held(js, MUTE))
+    return {each.desired.release for each in held.values() if each.desired}
 
 
 def _with(settings: Settings, work: Callable[[JetStreamContext], Any]) -> Any:

@@ -90,7 +90,7 @@ class Limits(_Part):
     latency_ms: Annotated[float, Field(gt=0)] = Field(20.0, description="Latency that is never too slow.")
     slower: Annotated[float, Field(ge=1)] = Field(
         3.0,
-        description="Above that, how many times slower than the release before it may be, at median and 99th percentile.",
+        description="Above that, how many times slower than the release before it may be (median, 99th percentile).",
     )
     memory_mb: Annotated[float, Field(gt=0)] = Field(
         50.0, description="Memory by which an agent may have grown since it switched to the release, median of targets."
