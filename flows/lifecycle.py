@@ -5,7 +5,7 @@ from prefect.artifacts import create_table_artifact
 
 from fieldloop.domain.recipe import Name
 from flows.acquire import acquire
-from flows.deploy import deploy
+from flows.deploy import deploy, stop_asking
 from flows.preprocess import preprocess
 from flows.register import register
 from flows.train import train
@@ -14,7 +14,7 @@ from tasks.acquire import QuietSeconds
 from tasks.lifecycle import Outcome, profiles_of, summarize
 
 
-@flow(name="lifecycle", timeout_seconds=4 * 3600, validate_parameters=True)
+@flow(name="lifecycle", timeout_seconds=4 * 3600, validate_parameters=True, on_cancellation=[stop_asking])
 def lifecycle(
     recipe: Name = "turbine-power",
     quiet_seconds: QuietSeconds = 0,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
@@ -57,7 +58,7 @@ def pause(name: Name) -> None:
     """Hold a rollout: no further target is asked until `resume`; gates still stop it."""
     from prefect.states import Paused
 
-    _tell(name, lambda client, run: client.set_flow_run_state(run, Paused(timeout_seconds=86_400)))
+    _tell(_active(name), lambda client, run: client.set_flow_run_state(run, Paused(timeout_seconds=86_400)))
     typer.echo(f"{name}: pauses within seconds; `fieldloop rollout resume {name}` goes on")
 
 
@@ -71,9 +72,9 @@ def resume(
 
     if decision not in list(Choice):
         raise typer.BadParameter(f"expected one of {', '.join(Choice)}, got {decision!r}")
-    asks = _read(name).phase is Phase.ASKING
-    answer = {"choice": decision} if asks else None
-    _tell(name, lambda client, run: client.resume_flow_run(run, run_input=answer))
+    rollout = _active(name)
+    answer = {"choice": decision} if rollout.phase is Phase.ASKING else None
+    _tell(rollout, lambda client, run: client.resume_flow_run(run, run_input=answer))
     typer.echo(f"{name}: {decision}")
 
 
@@ -84,31 +85,41 @@ def cancel(name: Name) -> None:
 
     from tasks.rollback import withdraw
 
-    rollout = _read(name)
-    _tell(name, lambda client, run: client.set_flow_run_state(run, Cancelling()), outermost=True)
+    rollout = _active(name)
+    with suppress(ServiceError):  # its run is over or was never Prefect's to end; the rollout ends all the same
+        _tell(rollout, lambda client, run: client.set_flow_run_state(run, Cancelling()), outermost=True)
     for run in rollout.runs:
         withdraw(Settings(), run)
     typer.echo(f"{name}: cancelled")
 
 
-def _tell(name: str, word: Callable[[Any, UUID], Any], *, outermost: bool = False) -> None:
-    """Say a word to the flow run that carries out an active rollout, or to the outermost run around it.
+def _tell(rollout: Rollout, word: Callable[[Any, UUID], Any], *, outermost: bool = False) -> None:
+    """Say a word to the flow run that carries out a rollout, or to the outermost run around it.
 
     Raises:
-        ServiceError: it has ended, or Prefect does not take the word.
+        ServiceError: there is none, or Prefect does not take the word.
     """
     from prefect.client.orchestration import SyncPrefectClient
 
-    settings, rollout = Settings(), _read(name)
+    if not rollout.runs:
+        raise ServiceError(f"rollout {rollout.name} has no flow run in Prefect")
+    with SyncPrefectClient(api=Settings().prefect_api) as client:
+        result = word(client, UUID(rollout.runs[-1 if outermost else 0]))
+    if result.status.value != "ACCEPT":
+        reason = getattr(result.details, "reason", "") or result.status.value
+        raise ServiceError(f"rollout {rollout.name}: Prefect says: {reason}")
+
+
+def _active(name: str) -> Rollout:
+    """Return a rollout that is under way.
+
+    Raises:
+        ServiceError: it has ended.
+    """
+    rollout = _read(name)
     if not rollout.active:
         raise ServiceError(f"rollout {name} is {rollout.phase}: there is nothing to do")
-    if not rollout.runs:
-        raise ServiceError(f"rollout {name} has no flow run in Prefect")
-    with SyncPrefectClient(api=settings.prefect_api) as client:
-        result = word(client, UUID(rollout.runs[-1 if outermost else 0]))
-    if result.status.value not in ("ACCEPT",):
-        reason = getattr(result.details, "reason", "") or result.status.value
-        raise ServiceError(f"rollout {name}: Prefect says: {reason}")
+    return rollout
 
 
 def _read(name: str) -> Rollout:
