@@ -63,7 +63,7 @@ CASES: Final = (
     Case("sound", Toy(2, gain=1.01), None),
     Case("wrong", Toy(3, gain=0.5), "shift"),
     Case("wrong_when_windy", Toy(4, beyond=4.0, wrong=0.0), "disagreement"),
-    Case("slow", Toy(5, products=600), "latency"),
+    Case("slow", Toy(5, products=1500), "latency"),
     Case("leaking", Toy(6, gain=1.01), "memory", "leak"),
     Case("faulty_runtime", Toy(7, gain=1.01), "failures", "numbers"),
 )

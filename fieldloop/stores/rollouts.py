@@ -168,9 +168,13 @@ async def begin(js: JetStreamContext, rollout: Rollout, membership: Membership) 
 
 
 async def advance(js: JetStreamContext, head: Head, rollout: Rollout) -> Head | None:
-    """Write how a rollout stands now; None where somebody else has written since `head` was read."""
+    """Write how a rollout stands now; None where somebody else has written since `head` was read.
+
+    Where there is nothing to write, it is looked up whether somebody has.
+    """
     if rollout == head.rollout:
-        return head
+        _, newest = await _read(js, f"{HEAD}.{rollout.name}")
+        return head if newest == head.sequence else None
     sequence = await _put(js, broker.ROLLOUTS, f"{HEAD}.{rollout.name}", msgspec.json.encode(rollout), head.sequence)
     return None if sequence is None else Head(rollout, sequence)
 

@@ -118,6 +118,8 @@ def test_records_are_listed_newest_first_and_written_by_one(nats: Settings) -> N
         ended = await rollouts.advance(js, old, msgspec.structs.replace(old.rollout, phase=Phase.SUPERSEDED))
         assert ended is not None
         assert await rollouts.advance(js, old, msgspec.structs.replace(old.rollout, asked=3)) is None
+        assert await rollouts.advance(js, old, old.rollout) is None  # with nothing to say it still finds out
+        assert await rollouts.advance(js, new, new.rollout) == new
         assert await rollouts.head(js, "list-old") == ended
 
     _with(nats, work)
