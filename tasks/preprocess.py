@@ -6,7 +6,7 @@ them too. What is left out is what the edge would not have had: readings that ca
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -79,10 +79,7 @@ def preprocess(settings: Settings, recipe_name: str) -> Preprocessed:
     made = _newest(lake, recipe.name, basis.key)
     reused = made is not None
     if made is None:
-        grid, windows = _cut(lake, basis)
-        versions = [lake.replace(f"{table}/{recipe.name}", frame, {"content": basis.key})
-                    for table, frame in (("grid", grid), ("windows", windows))]  # fmt: skip
-        made = versions[0], versions[1]
+        made = _make(lake, basis)
     counted = _counts(lake, recipe.name, *made)
     return Preprocessed(recipe.name, *made, basis.version, tuple(basis.profiles), basis.left_out, *counted, reused)
 
@@ -221,12 +218,13 @@ def _content_key(
     noted: pl.DataFrame,
 ) -> str:
     """Return a digest of everything that the tables follow from; unlike versions, re-sent readings do not change it."""
-    counted = (pl.len(), pl.col("sequence").max(), pl.col("replay").max())
-    content = {
-        device: _readings(lake, version, device, last).select(*counted).collect().row(0)
-        for device, last in until.items()
-    }
-    described = (recipe.digest, repr(sorted(profiles.items())), sorted(content.items()), labels.fingerprint(noted))
+    schema = {"device": pl.String, "last": pl.Int64, "replayed": pl.Int64}
+    limits = pl.LazyFrame([(name, each.sequence, each.replay) for name, each in until.items()], schema, orient="row")
+    validated = lake.scan("readings", version).select("device", "sequence", "replay").join(limits, on="device")
+    counted = validated.filter(pl.col("sequence") <= pl.col("last"), pl.col("replay") <= pl.col("replayed"))
+    newest = pl.len(), pl.col("sequence").max(), pl.col("replay").max()
+    found = counted.group_by("device").agg(newest).collect(engine="streaming")
+    described = (recipe.digest, repr(sorted(profiles.items())), sorted(found.rows()), labels.fingerprint(noted))
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
@@ -239,16 +237,35 @@ def _newest(lake: Lake, recipe: str, key: str) -> tuple[int, int] | None:
     return versions[0], versions[1]
 
 
+def _make(lake: Lake, basis: _Basis) -> tuple[int, int]:
+    """Write grid and index; of readings and grid, one device at a time is in memory."""
+    indices: list[pl.DataFrame] = []
+
+    def grids() -> Iterator[pl.DataFrame]:
+        for grid, index in _each_device(lake, basis):
+            indices.append(index)
+            yield grid
+
+    name, metadata = basis.recipe.name, {"content": basis.key}
+    grid_version = lake.replace(f"grid/{name}", grids(), metadata)
+    windows = split_up(basis.recipe, pl.concat(indices))
+    return grid_version, lake.replace(f"windows/{name}", windows, metadata)
+
+
 def _cut(lake: Lake, basis: _Basis) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Make grid and index of all devices."""
-    grids, windows = [], []
+    grids, indices = zip(*_each_device(lake, basis), strict=True)
+    return pl.concat(grids), split_up(basis.recipe, pl.concat(indices))
+
+
+def _each_device(lake: Lake, basis: _Basis) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Make grid and index of one device after the other."""
     for device, profile in basis.profiles.items():
         rows = _readings(lake, basis.version, device, basis.until[device])
         readings = rows.select("metric", "event_time", "value", "sequence").collect()
         grid, index = device_grid(readings, profile, basis.recipe, device, basis.noted)
-        grids.append(grid.select(pl.lit(device).alias("device"), pl.all()))
-        windows.append(index.select(pl.lit(device).alias("device"), pl.all()))
-    return pl.concat(grids), split_up(basis.recipe, pl.concat(windows))
+        named = pl.lit(device).alias("device")
+        yield grid.select(named, pl.all()), index.select(named, pl.all())
 
 
 def split_up(recipe: Recipe, windows: pl.DataFrame) -> pl.DataFrame:

@@ -1,10 +1,12 @@
 """The lake: Delta tables on the object store, written with application transactions and read with Polars."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import polars as pl
+import pyarrow as pa
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
@@ -243,9 +245,20 @@ class Lake:
         if self.open(table) is None:
             self._write(table, None, pl.DataFrame(schema=SCHEMAS[table]), "append", {}, None)
 
-    def replace(self, table: str, frame: pl.DataFrame, metadata: Mapping[str, Any] | None = None) -> int:
-        """Make these rows the table's newest version, older ones stay readable; return the version."""
-        return self._write(table, self.open(table), frame, "overwrite", {}, metadata)
+    def replace(
+        self, table: str, frames: pl.DataFrame | Iterable[pl.DataFrame], metadata: Mapping[str, Any] | None = None
+    ) -> int:
+        """Make these rows the table's newest version, older ones stay readable; return the version.
+
+        Several frames of one schema are written as they come, in one commit; what their source raises comes out here.
+        """
+        parts = _Parts([frames] if isinstance(frames, pl.DataFrame) else frames)
+        try:
+            return self._write(table, self.open(table), parts, "overwrite", {}, metadata)
+        except Exception:
+            if parts.failure is not None:
+                raise parts.failure from None
+            raise
 
     def put(self, key: str, data: bytes) -> None:
         """Keep an object beside the tables, whole, in place of the one before.
@@ -272,7 +285,7 @@ class Lake:
         self,
         table: str,
         handle: DeltaTable | None,
-        frame: pl.DataFrame,
+        rows: "pl.DataFrame | _Parts",
         mode: Any,
         transactions: Mapping[str, int],
         metadata: Mapping[str, Any] | None,
@@ -281,16 +294,17 @@ class Lake:
             custom_metadata={f"{METADATA_PREFIX}{key}": str(value) for key, value in (metadata or {}).items()},
             app_transactions=[Transaction(*each) for each in transactions.items()] or None,
         )
+        parts = rows if isinstance(rows, _Parts) else _Parts([rows])
         try:
             write_deltalake(
                 handle if handle is not None else self.uri(table),
-                frame.to_arrow(compat_level=pl.CompatLevel.oldest()),
+                parts.arrow(),
                 mode=mode,
                 schema_mode="overwrite" if mode == "overwrite" else None,
                 partition_by=PARTITIONS.get(table) if handle is None else None,
                 storage_options=self.options,
                 commit_properties=properties,
-                writer_properties=writer_properties(frame),
+                writer_properties=writer_properties(parts.first),
             )
         except CommitFailedError as exc:
             raise StoreError(
@@ -302,6 +316,42 @@ class Lake:
         if version is None:
             raise StoreError(f"table {table!r} is gone right after it was written")
         return version
+
+
+class _Parts:
+    """Frames of one schema, of which two at a time are in memory: one is written while the next is made.
+
+    It is made in a thread of its own, since a source that itself reads tables cannot run inside the writer.
+
+    Attributes:
+        first: the first of them.
+        failure: what their source raised while they were written.
+    """
+
+    def __init__(self, frames: Iterable[pl.DataFrame]) -> None:
+        self._frames = iter(frames)
+        self.first = next(self._frames)
+        self.failure: Exception | None = None
+
+    def arrow(self) -> pa.RecordBatchReader:
+        """Return the rows, to be read once."""
+        return pa.RecordBatchReader.from_batches(_to_arrow(self.first).schema, self._batches())
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        frame: pl.DataFrame | None = self.first
+        with ThreadPoolExecutor(1) as maker:
+            while frame is not None:
+                upcoming = maker.submit(next, self._frames, None)
+                yield from _to_arrow(frame).to_batches()
+                try:
+                    frame = upcoming.result()
+                except Exception as exc:
+                    self.failure = exc
+                    raise
+
+
+def _to_arrow(frame: pl.DataFrame) -> pa.Table:
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 def _own_metadata(entry: Mapping[str, Any]) -> dict[str, str]:
