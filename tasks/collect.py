@@ -327,7 +327,7 @@ class Preview:
     item: str = ""
     rows: int = 0
     devices: tuple[str, ...] = ()
-    metrics: tuple[tuple[object, ...], ...] = ()
+    metrics: tuple[tuple[str, int, float, float, datetime, datetime], ...] = ()
     refused: tuple[tuple[str, str, int], ...] = ()
 
 

@@ -32,7 +32,7 @@ def list_sources() -> None:
             wrong.append(str(exc))
     console = Console(highlight=False)
     console.print(table if table.row_count else f"no usable source in {FOLDER}")
-    console.print(f"kinds: {', '.join(kinds())}")
+    console.print(f"kinds: {', '.join(kinds())}; the devices of the platform's own broker are read by `acquire`")
     for line in wrong:
         typer.echo(line, err=True)
     raise typer.Exit(1 if wrong else 0)
@@ -53,9 +53,10 @@ def check(name: Name) -> None:
     typer.echo(f"next: {seen.item}, {seen.rows:,} rows of {', '.join(seen.devices[:SHOWN_ITEMS]) or 'no device'}")
     table = Table(box=None, pad_edge=False)
     for column in ("metric", "readings", "lowest", "highest", "first (UTC)", "last (UTC)"):
-        table.add_column(column, overflow="fold")
-    for row in seen.metrics:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_column(column, no_wrap=True)
+    for metric, readings, low, high, first, last in seen.metrics:
+        span = (f"{time:%Y-%m-%d %H:%M}" for time in (first, last))
+        table.add_row(metric, f"{readings:,}", f"{low:g}", f"{high:g}", *span)
     Console(highlight=False).print(table)
     for reason, detail, count in seen.refused[:SHOWN_ITEMS]:
         typer.echo(f"refused: {count:,} × {reason}, such as: {detail}")

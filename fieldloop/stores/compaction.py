@@ -55,6 +55,7 @@ LAYOUTS: Final[Mapping[str, tuple[Layout, ...]]] = {
     ),
     "quarantine": (Layout(("sequence", "replay")),),
     "predictions": (Layout(("target", "device", "end_time")),),
+    "sources": (Layout(("source", "entered_at")),),
     "validations": (Layout(("validated_at", "device")),),
     "checks": (Layout(("judged_at", "suite", "column", "expectation", "device")),),
 }
