@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fieldloop.domain.payloads import formats
 from fieldloop.domain.payloads.records import Records, Table, to_records
 from fieldloop.domain.profile import Profile
-from fieldloop.domain.readings import Messages, Readings, Reason, Reject
+from fieldloop.domain.readings import Messages, Packed, Readings, Reason, Reject
 
 MAX_PAYLOAD_BYTES = 1 << 20  # a record has some hundred bytes: more than 1 MiB is a device gone wrong
 
@@ -74,7 +74,7 @@ def _accept(profile: Profile, arrival_us: NDArray[np.int64], records: Records) -
 
 
 def _by_size(messages: Messages) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], list[Reject]]:
-    sizes = np.fromiter((len(payload) for payload in messages.payloads), dtype=np.int64, count=len(messages.payloads))
+    sizes = np.diff(Packed.of(messages.payloads).offsets)
     rejects = [
         Reject(int(row), None, Reason.TOO_LARGE, f"expected at most {MAX_PAYLOAD_BYTES:,} bytes, got {sizes[row]:,}")
         for row in np.flatnonzero(sizes > MAX_PAYLOAD_BYTES)

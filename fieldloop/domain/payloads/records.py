@@ -17,6 +17,8 @@ from fieldloop.domain.columns import Coded, Column, all_floats, to_floats
 from fieldloop.domain.profile import Channel, Profile
 from fieldloop.domain.readings import Messages, Reason, Reject
 
+Rows = Sequence[int] | NDArray[np.int64]
+
 _SHOWN_CHARS = 80  # of a refused value
 _SHOWN_TEXTS = 6  # of those that a channel knows
 
@@ -52,7 +54,7 @@ class Table:
         rejects: what was refused on the way.
     """
 
-    rows: Sequence[int]
+    rows: Rows
     clock: tuple[Column, ...]
     device: Column | None
     channels: Iterable[Column]
@@ -117,9 +119,24 @@ def to_records(profile: Profile, messages: Messages, table: Table) -> Records:
     return Records(rows[readable], event_us[readable], values[readable], rejects)
 
 
+def merged(parts: Sequence[Records]) -> Records:
+    """Return the records of a batch that was decoded in parts, in order of their messages."""
+    if len(parts) == 1:
+        return parts[0]
+    message = np.concatenate([part.message for part in parts])
+    order = np.argsort(message, kind="stable")
+    return Records(
+        message[order],
+        np.concatenate([part.event_us for part in parts])[order],
+        np.concatenate([part.values for part in parts])[order],
+        sorted((reject for part in parts for reject in part.rejects), key=lambda reject: reject.message),
+    )
+
+
 def shown(value: object) -> str:
     """Return a refused value as JSON, shortened, for a message to a person."""
-    text = msgspec.json.encode(value, enc_hook=repr).decode()
+    plain = value.item() if isinstance(value, np.generic) else value
+    text = msgspec.json.encode(plain, enc_hook=repr).decode()
     return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 3]}..."
 
 
@@ -150,7 +167,7 @@ def _own_records(profile: Profile, messages: Messages, table: Table) -> Table:
     )
 
 
-def _values(channel: Channel, entries: Column, rows: Sequence[int], rejects: list[Reject]) -> NDArray[np.float64]:
+def _values(channel: Channel, entries: Column, rows: Rows, rejects: list[Reject]) -> NDArray[np.float64]:
     """Return a channel's raw numbers ([R] float64), NaN where there is none; name the entries that are not values."""
     if isinstance(entries, Coded):
         return _coded_values(channel, entries, rows, rejects)
@@ -160,7 +177,7 @@ def _values(channel: Channel, entries: Column, rows: Sequence[int], rejects: lis
     if values is None:
         values = to_floats(entries)
         rejects += [
-            Reject(rows[index], channel.metric, Reason.WRONG_TYPE, _no_number(channel, entries[index]))
+            Reject(int(rows[index]), channel.metric, Reason.WRONG_TYPE, _no_number(channel, entries[index]))
             for index in np.flatnonzero(np.isnan(values)).tolist()
             if not _is_missing(entries[index])
         ]
@@ -215,7 +232,7 @@ def _no_time(profile: Profile, table: Table, index: int) -> Reject:
     hint = "an offset or a zone in the profile"
     kind = f"iso time with {hint}" if profile.clock.kind == "iso" and not profile.clock.zone else profile.clock.kind
     detail = f"field {names}: expected {kind} time, got {got}"
-    return Reject(table.rows[index], None, Reason.NO_EVENT_TIME, detail, event_us=_beyond(profile, table, index))
+    return Reject(int(table.rows[index]), None, Reason.NO_EVENT_TIME, detail, event_us=_beyond(profile, table, index))
 
 
 def _beyond(profile: Profile, table: Table, index: int) -> int | None:
