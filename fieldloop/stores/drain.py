@@ -23,7 +23,7 @@ from fieldloop.stores.settings import Settings
 BATCH_MESSAGES = 200_000  # messages of one commit, at most
 BATCH_BYTES = 12 << 20  # bytes of one commit, about; three batches are in memory: read, prepared, being committed
 REPLY_TOKENS = 9
-PULL_WAIT_S = 5.0  # for messages that the broker has said are there
+PULL_WAIT_S = 30.0  # for messages that the broker has said are there
 ACK_WAIT_S = 300.0  # longer than any commit takes
 
 Prepared = TypeVar("Prepared")
@@ -263,6 +263,8 @@ class _Reader:
         begin = len(pulled.payloads)
         wait_s = PULL_WAIT_S if self.pending else self.quiet_s
         if not self.puller.read(pulled, min(max(self.pending, 1), BATCH_MESSAGES - begin), wait_s):
+            if self.pending:
+                raise StoreError(f"{self.pending:,} messages that the broker has announced did not come in {wait_s} s")
             self.done = True
             return []
         tokens = _tokens(pulled.replies[begin:])

@@ -58,6 +58,7 @@ class Puller:
         self._rest = b""
         self._open = 0  # messages that the server may still send for the request
         self._requests = 0
+        self._reply = b""  # where the answers to the newest request go
         try:
             self._socket = _connected(url, certificate, self._inbox)
         except (OSError, ValueError) as exc:
@@ -95,11 +96,12 @@ class Puller:
 
     def _request(self, messages: int, wait_s: float) -> None:
         self._requests += 1
+        self._reply = b"%b.%d" % (self._inbox, self._requests)
         self._open = messages
         asked: dict[str, Any] = {"batch": messages, "max_bytes": PULL_BYTES}
         asked |= {"expires": int(wait_s * 1e9)} if wait_s > 0 else {"no_wait": True}
         body = json.dumps(asked).encode()
-        self._send(b"PUB %b %b.%d %d\r\n%b\r\n" % (self._subject, self._inbox, self._requests, len(body), body))
+        self._send(b"PUB %b %b %d\r\n%b\r\n" % (self._subject, self._reply, len(body), body))
 
     def _send(self, data: bytes) -> None:
         try:
@@ -139,7 +141,8 @@ class Puller:
                     break
                 if words[0] == b"HMSG":
                     if words[1].startswith(self._inbox):
-                        self._status(data[begin:end])
+                        if words[1] == self._reply:  # else of a request that was over already
+                            self._status(data[begin:end])
                         at = end + 2
                         continue
                     begin += int(words[-2])

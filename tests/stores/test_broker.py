@@ -85,3 +85,20 @@ def test_consumer_that_is_not_there_is_an_error(nats: Settings) -> None:
         pytest.raises(StoreError, match="503"),
     ):
         puller.read(Pulled(), 1, 1.0)
+
+
+def test_the_late_end_of_a_request_does_not_end_the_next(nats: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker says that a request is complete after its last message, now and then when the next one is made."""
+    before = asyncio.run(_publish(nats, [(b"%d" % place, None) for place in range(6)]))
+    request = Puller._request
+
+    def late(puller: Puller, messages: int, wait_s: float) -> None:
+        ended = puller._reply
+        request(puller, messages, wait_s)
+        if ended:
+            status = b"NATS/1.0 409 Batch Completed\r\n\r\n"
+            puller._rest = b"HMSG %b 1 %d %d\r\n%b\r\n" % (ended, len(status), len(status), status) + puller._rest
+
+    monkeypatch.setattr(Puller, "_request", late)
+    monkeypatch.setattr("fieldloop.stores.pull.PULL_MESSAGES", 2)
+    assert [payload for _, payload in _drain(nats, before)] == [b"%d" % place for place in range(6)]
