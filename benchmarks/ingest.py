@@ -33,8 +33,8 @@ from infra.local.stack import start_stack, stop_stack
 from tasks.acquire import acquire
 
 DEVICES: Final = 50
-SINGLE_MESSAGES: Final = 600_000
-BATCHED_MESSAGES: Final = 30_000
+SINGLE_MESSAGES: Final = 1_500_000
+BATCHED_MESSAGES: Final = 80_000
 BATCHED_READINGS: Final = 100  # a message
 PEER_MESSAGES: Final = 60_000  # of single readings, for nats-py
 SYNC_MESSAGES: Final = 5_000  # published between two acknowledged ones, so that the broker is never overrun
@@ -81,7 +81,7 @@ def measure() -> Figure:
         readings = BATCHED_MESSAGES * BATCHED_READINGS
         asyncio.run(_publish(settings, BATCHED_MESSAGES, BATCHED_READINGS, later_ms))
         further["socket_limit_batched"] = round(readings / _raw(settings, after))
-        part = BATCHED_MESSAGES // 3
+        part = BATCHED_MESSAGES // 8
         seconds = asyncio.run(_row_wise(settings, after, part))
         further["nats_py_batched"] = round(part * BATCHED_READINGS / seconds)
         further["batched"] = round(readings / _ingest(settings, readings))

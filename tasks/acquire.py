@@ -24,8 +24,8 @@ from tasks.landing import Landed
 from tasks.partitions import Partition, positions, slots_of
 
 CONSUMER: Final = "lake"
-ALONE_MESSAGES: Final = 50_000  # a backlog up to so many messages,
-ALONE_BYTES: Final = 32 << 20  # and bytes, is drained sooner than further processes have started
+ALONE_MESSAGES: Final = 50_000  # a backlog up to so many messages
+ALONE_BYTES: Final = 8 << 20  # and bytes as they are stored, is drained sooner than further processes have started
 SHOWN_DEVICES: Final = 10  # in the report, of those that sent most again
 EVENT_DEVICES: Final = 1_000  # named in the event, at most
 
