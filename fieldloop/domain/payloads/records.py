@@ -187,7 +187,7 @@ def _values(channel: Channel, entries: Column, rows: Rows, rejects: list[Reject]
     return values
 
 
-def _coded_values(channel: Channel, column: Coded, rows: Sequence[int], rejects: list[Reject]) -> NDArray[np.float64]:
+def _coded_values(channel: Channel, column: Coded, rows: Rows, rejects: list[Reject]) -> NDArray[np.float64]:
     """Look at each different entry once, and give every record its number."""
     strange: list[Reject] = []
     numbers = _values(channel, column.entries, range(len(column.entries)), strange)
