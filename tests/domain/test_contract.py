@@ -1,0 +1,104 @@
+"""The contract watch's rules: what is a change, and what is weather, a late backlog, or a gap."""
+
+import numpy as np
+import pytest
+
+from fieldloop.domain.contract.clocks import ClockVerdict, ClockWatch, Times
+from fieldloop.domain.contract.keeping import absorb, keep
+from fieldloop.domain.contract.promise import Change, Finding, Promise
+from fieldloop.domain.contract.watch import Watch
+from fieldloop.domain.readings import Messages, Readings
+
+HOUR_US = 3_600_000_000
+STEP_US = HOUR_US // 6
+BEGIN_US = 1_770_000_000_000_000
+PROMISE = Promise("temperature", -60, 300, (Change("degF", 1.8, 32.0), Change("kelvin", 1.0, 273.15)))
+
+
+def times(event_us: np.ndarray, lag_us: np.ndarray | float = 2e6, begin: int = 1) -> Times:
+    """Messages of one device, six records each."""
+    event_us = event_us.astype(np.float64)
+    number = len(event_us)
+    return Times(np.zeros(number, np.int64), np.arange(begin, begin + number), event_us + lag_us, event_us,
+                 np.full(number, 6))  # fmt: skip
+
+
+def known_clock() -> tuple[ClockWatch, float]:
+    """A clock of which 100 hourly messages came live, and when the last did."""
+    watch = ClockWatch()
+    watch.history.extend(1)
+    event_us = BEGIN_US + np.arange(100) * float(HOUR_US)
+    assert watch.judge(times(event_us)) == []
+    return watch, float(event_us[-1])
+
+
+CLOCKS = {
+    "milliseconds": (lambda hours, last: (last + hours) / 1000, 3),
+    "five hours back": (lambda hours, last: last + hours - 5 * HOUR_US, 5),
+    "a record a minute": (lambda hours, last: last + hours / 10, 6),
+}
+
+
+@pytest.mark.parametrize("case", CLOCKS)
+def test_clock_changes_are_dated_by_their_first_message(case: str) -> None:
+    """In one batch or message by message, the first changed message is the one named."""
+    change, needed = CLOCKS[case]
+    for size in (needed, 1):
+        watch, last_us = known_clock()
+        event_us = change(np.arange(1, needed + 1) * float(HOUR_US), last_us)
+        arrival_us = last_us + np.arange(1, needed + 1) * float(HOUR_US) if "minute" not in case else event_us
+        verdicts: list[ClockVerdict] = []
+        for first in range(0, needed, size):
+            part = slice(first, first + size)
+            verdicts = watch.judge(times(event_us[part], arrival_us[part] + 2e6 - event_us[part], 101 + first))
+        assert [(verdict.certain, verdict.since) for verdict in verdicts] == [(True, 101)]
+
+
+def test_an_outage_whose_backlog_comes_at_once_is_no_change() -> None:
+    """Messages of half a day arrive together, each with another lag: the clock is as it was."""
+    watch, last_us = known_clock()
+    event_us = last_us + np.arange(1, 13) * float(HOUR_US)
+    assert watch.judge(times(event_us, event_us[-1] + 2e6 - event_us, 101)) == []
+    later = event_us[-1] + np.arange(1, 13) * float(HOUR_US)
+    assert watch.judge(times(later, 2e6, 113)) == []
+
+
+def celsius(count: int) -> np.ndarray:
+    noise = np.random.default_rng(1).normal(0, 0.2, count)
+    return np.round(12 + 6 * np.sin(np.arange(count) * 2 * np.pi / 144) + noise, 1)
+
+
+def judge(watch: Watch, first: int, values: np.ndarray) -> list[Finding]:
+    """One message a reading."""
+    count = len(values)
+    event_us = BEGIN_US + np.arange(first, first + count) * STEP_US
+    messages = Messages(["d1"] * count, event_us + 2_000_000, np.arange(first + 1, first + count + 1), [b""] * count)
+    readings = Readings(np.arange(count), np.zeros(count, np.int16), event_us, values)
+    return watch.judge(messages, readings, [])
+
+
+@pytest.mark.parametrize("batch", [1, 7, 200])
+def test_fahrenheit_is_found_however_messages_are_batched_and_across_restarts(batch: int) -> None:
+    """In doubt from the first changed message on, then certain of it; what was learnt survives as bytes."""
+    watch = Watch([PROMISE], STEP_US)
+    assert judge(watch, 0, celsius(1300)) == []
+    changed = celsius(1500)[1300:] * 1.8 + 32
+    for first in range(0, len(changed), batch):
+        again = Watch([PROMISE], STEP_US)
+        absorb(again, keep(watch, list(watch.devices)))
+        watch = again
+        found = judge(watch, 1300 + first, changed[first : first + batch])
+        assert [(finding.metric, finding.change, finding.since) for finding in found] == [("temperature", "degF", 1301)]
+        if found[0].certain:
+            return
+        assert watch.held() == {"d1": 1301}
+    pytest.fail("never certain")
+
+
+def test_a_cold_front_is_weather() -> None:
+    """Twelve degrees less within two hours, and for good, is no unit."""
+    watch = Watch([PROMISE], STEP_US)
+    judge(watch, 0, celsius(1300))
+    front = celsius(1900)[1300:] - np.minimum(np.arange(600), 12)
+    assert [finding for finding in judge(watch, 1300, front) if finding.certain] == []
+    assert watch.held() == {}
