@@ -27,8 +27,7 @@ LENGTH: Final = 60
 CHANNELS: Final = 8
 DEVICES: Final = 4
 STEPS: Final = 480_000  # of the graph's 32 series: 15 million values
-TURNS: Final = 3  # the best counts
-QUICK_S: Final = 2.0  # who takes longer has one turn
+TURNS_S: Final = 3.0  # each takes turns for so long, at least one; the best counts
 FAMILIES: Final = ("presence", "level", "spread", "quantiles", "trend")
 STATISTICS: Final = ("count", "mean", "std", "min", "max", "median", "q10", "q90", "slope", "rms")
 TIMES: Final = np.arange(LENGTH, dtype=np.float64)
@@ -60,20 +59,18 @@ def _graph(stride: int) -> float:
     found = _examples(_series(DEVICES * CHANNELS, STEPS, 0.05), stride)
     chosen = np.arange(len(found.row))
     built = feature_run(found.recipe)
-    seconds = min(_timed(lambda: features(found, chosen, built)) for _ in range(TURNS))
+    seconds = _best(lambda: features(found, chosen, built))
     return DEVICES * CHANNELS * STEPS / seconds
 
 
 def _contender(run: Callable[[Series, int], Statistics], steps: int, stride: int, gaps: float) -> float:
     """Values a second of one contender, whose results must be the graph's."""
     series = _series(CHANNELS, steps, gaps)
-    results: list[Statistics] = []
+    kept: dict[str, Statistics] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # windows without a value, and the libraries' own
-        seconds = _timed(lambda: results.append(run(series, stride)))
-        for _ in range(TURNS - 1 if seconds < QUICK_S else 0):
-            seconds = min(seconds, _timed(lambda: results.append(run(series, stride))))
-    for name, got, expected in zip(STATISTICS, results[-1], _expected(series, stride), strict=True):
+        seconds = _best(lambda: kept.update(last=run(series, stride)))
+    for name, got, expected in zip(STATISTICS, kept["last"], _expected(series, stride), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4, err_msg=f"{run.__name__}: {name}")
     return series.size / seconds
 
@@ -120,10 +117,14 @@ def _recipe() -> Recipe:
     )  # fmt: skip
 
 
-def _timed(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+def _best(run: Callable[[], object]) -> float:
+    """Seconds of the quickest of several turns."""
+    turns: list[float] = []
+    while sum(turns) < TURNS_S:
+        began = time.perf_counter()
+        run()
+        turns.append(time.perf_counter() - began)
+    return min(turns)
 
 
 def _windows(series: Series, stride: int) -> NDArray[np.float32]:
