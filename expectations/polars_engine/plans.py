@@ -1,7 +1,7 @@
 """What metrics need computed, and the passes that compute many of them together."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import polars as pl
@@ -36,6 +36,15 @@ class Batch:
     def lazy(self, expressions: Sequence[pl.Expr]) -> pl.LazyFrame:
         """Select expressions, which may refer to shared masks."""
         return self.frame.lazy().with_columns(**self.masks.behind(expressions)).select(expressions)
+
+    def rows_of(self, numbers: pl.Series, columns: Sequence[pl.Expr]) -> pl.DataFrame:
+        """Return columns, which refer to the data alone, of the rows of those numbers, which must ascend."""
+        named = [column.alias(str(number)) for number, column in enumerate(columns)]
+        if isinstance(self.frame, pl.DataFrame):
+            return self.frame[numbers].select(named)
+        wanted = pl.col(_NUMBER).cast(numbers.dtype).is_in(pl.lit(numbers).implode())
+        numbered = self.frame.select(named).with_row_index(_NUMBER).filter(wanted)
+        return numbered.sort(_NUMBER).drop(_NUMBER).collect(engine="streaming")
 
     def take(self, numbers: Sequence[int]) -> pl.DataFrame:
         """Return the rows of those numbers, which must ascend; NaN as null, for both are missing."""
@@ -79,10 +88,13 @@ class Plan:
     Attributes:
         expressions: each gives one value; those of all metrics are evaluated in one pass.
         finish: makes the metric's value of theirs.
+        enough: of a plan that looks for the first rows of a kind, whether those of the data's first rows are all that
+            it needs; None where every row has to be seen.
     """
 
     expressions: tuple[pl.Expr, ...]
     finish: Callable[[tuple[Any, ...]], Any]
+    enough: Callable[[tuple[Any, ...]], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,13 +120,14 @@ def known(value: Any) -> Plan:
 def compute(batch: Batch, plans: Sequence[Plan]) -> list[Any]:
     """Return the plans' values in order, a `Failure` where one has none.
 
-    All expressions share one pass. What cannot work mostly shows on no rows already, and is kept out of it; what shows
-    on the data only costs each plan a pass of its own.
+    All expressions share one pass; those that look for first rows, of data in memory, share one over the data's
+    beginning, and go on from there only where that is not enough. What cannot work mostly shows on no rows already,
+    and is kept out of it; what shows on the data only costs each plan a pass of its own.
     """
     failed = _failures(Batch(batch.schema.to_frame(), batch.schema, batch.masks), plans)
     sound = [plan for number, plan in enumerate(plans) if number not in failed]
     try:
-        rows = iter(_evaluate(batch, sound))
+        rows = iter(_first_rows(batch, sound))
     except Exception:
         rest = iter([_alone(batch, plan) for plan in sound])
     else:
@@ -123,6 +136,8 @@ def compute(batch: Batch, plans: Sequence[Plan]) -> list[Any]:
 
 
 _NUMBER = "__row_number"
+_BEGINNING_ROWS = 1 << 17
+_BEGINNING_GROWTH = 4
 
 
 def _failures(nothing: Batch, plans: Sequence[Plan]) -> dict[int, Failure]:
@@ -142,6 +157,27 @@ def _failure(nothing: Batch, plan: Plan) -> Failure | None:
     except Exception as exc:
         return Failure(exc)
     return None
+
+
+def _first_rows(batch: Batch, plans: Sequence[Plan]) -> list[tuple[Any, ...]]:
+    """Return the values of each plan's expressions, from as many of the data's first rows as they need."""
+    found: dict[int, tuple[Any, ...]] = {}
+    for beginning in _beginnings(batch):
+        some = replace(batch, frame=beginning)
+        seekers = {number: plan.enough for number, plan in enumerate(plans) if plan.enough and number not in found}
+        values = dict(zip(seekers, _evaluate(some, [plans[number] for number in seekers]), strict=True))
+        found |= {number: row for number, row in values.items() if seekers[number](row)}
+    rest = {number: plan for number, plan in enumerate(plans) if number not in found}
+    found |= zip(rest, _evaluate(batch, list(rest.values())), strict=True)
+    return [found[number] for number in range(len(plans))]
+
+
+def _beginnings(batch: Batch) -> Iterator[pl.DataFrame]:
+    """Yield longer and longer beginnings of data in memory."""
+    rows = _BEGINNING_ROWS
+    while isinstance(batch.frame, pl.DataFrame) and rows < batch.frame.height:
+        yield batch.frame.head(rows)
+        rows *= _BEGINNING_GROWTH
 
 
 def _evaluate(batch: Batch, plans: Sequence[Plan]) -> list[tuple[Any, ...]]:

@@ -321,12 +321,13 @@ def _sample(
         return Plan((), lambda _: shown(request.batch.schema.to_frame(), []))
     limit = _limit(request, most)
     plan = question(request).numbers(limit)
+    wanted = min(limit, request.known["unexpected_count"])
 
     def finish(values: tuple[Any, ...]) -> Any:
         numbers = plan.finish(values)
         return shown(request.batch.take(numbers), numbers)
 
-    return Plan(plan.expressions, finish)
+    return Plan(plan.expressions, finish, lambda values: len(plan.finish(values)) >= wanted)
 
 
 def _limit(request: Request, most: int | None) -> int:
