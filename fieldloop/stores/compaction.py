@@ -22,6 +22,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from fieldloop.domain.errors import StoreError
 from fieldloop.stores import objects
+from fieldloop.stores.codes import with_sorted_codes
 from fieldloop.stores.lake import DELTA_ENCODED, PARTITIONS, Lake
 from fieldloop.stores.settings import Settings
 
@@ -31,6 +32,7 @@ ROW_GROUP_ROWS: Final = 1 << 20
 MARK: Final = "compact-"  # how the names of compacted files begin
 
 _ZSTD_LEVEL: Final = 9
+_ZSTD_LEVEL_CODES: Final = 19  # of values, nearly all that a file holds
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,20 @@ class Layout:
     Attributes:
         order: what rows are sorted by.
         group: the column of which every value gets row groups, and so dictionaries, of its own.
+        codes: the column of doubles that gets sorted dictionaries and codes of whole bytes.
     """
 
     order: tuple[str, ...]
     group: str | None = None
+    codes: str | None = None
 
 
 # What is smallest depends on the data (docs/adr/0006). Messages that came one by one, each with its own arrival time,
 # are smallest in their own order; values of one metric together where arrival tells little, as in imported archives.
 LAYOUTS: Final[Mapping[str, tuple[Layout, ...]]] = {
     "readings": (
-        Layout(("device", "event_time", "metric")),
-        Layout(("metric", "device", "event_time"), group="metric"),
+        Layout(("device", "event_time", "metric"), codes="value"),
+        Layout(("metric", "device", "event_time"), group="metric", codes="value"),
     ),
     "quarantine": (Layout(("sequence", "replay")),),
     "predictions": (Layout(("target", "device", "end_time")),),
@@ -142,6 +146,7 @@ def _encoded(frame: pl.DataFrame, layout: Layout) -> bytes:
     """Times and positions as differences, everything else by dictionary, all under zstd."""
     ordered = frame.sort(layout.order)
     parts = ordered.partition_by(layout.group, maintain_order=True) if layout.group else [ordered]
+    groups = [slice_ for part in parts for slice_ in part.iter_slices(ROW_GROUP_ROWS)] or [ordered]
     differences = [name for name in DELTA_ENCODED if name in frame.columns]
     buffer = io.BytesIO()
     writer = pq.ParquetWriter(
@@ -153,9 +158,12 @@ def _encoded(frame: pl.DataFrame, layout: Layout) -> bytes:
         column_encoding=dict.fromkeys(differences, "DELTA_BINARY_PACKED"),
     )
     with writer:
-        for part in parts:
-            writer.write_table(_arrow(part), row_group_size=ROW_GROUP_ROWS)
-    return buffer.getvalue()
+        for group in groups:
+            writer.write_table(_arrow(group), row_group_size=ROW_GROUP_ROWS)
+    if layout.codes is None or frame[layout.codes].has_nulls() or frame.is_empty():
+        return buffer.getvalue()
+    values = [group[layout.codes].to_numpy() for group in groups]
+    return with_sorted_codes(buffer.getvalue(), layout.codes, values, _ZSTD_LEVEL_CODES)
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:

@@ -145,10 +145,12 @@ def test_statistics_let_a_reader_skip_files(landed: Settings) -> None:
 
 def test_the_smaller_layout_is_kept() -> None:
     """What an archive brought is put together by metric, in row groups of their own."""
+    noise = pl.lit(pl.Series(np.random.default_rng(1).integers(0, 200, 20_000) / 10))
     archive = (
         batch(0, 20_000)
         .drop("year")
         .with_columns(arrival_time=pl.lit(BEGIN).cast(pl.Datetime("us", "UTC")), sequence=pl.lit(1))
+        .with_columns(value=pl.when(pl.col("metric") == "wind_speed").then(1.0).otherwise(noise))
     )
     by_metric = pq.ParquetFile(io.BytesIO(encode(archive, LAYOUTS["readings"])))
     assert by_metric.metadata.num_row_groups == 2

@@ -1,0 +1,109 @@
+"""Sorted dictionaries and whole-byte codes: fewer bytes, and the same values to every reader."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from deltalake.transaction import AddAction
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from fieldloop.stores import thrift
+from fieldloop.stores.codes import with_sorted_codes
+from fieldloop.stores.compaction import LAYOUTS, Layout, encode
+
+LEVEL = 9
+EVER = pl.Datetime("us", "UTC")
+
+
+def written(frame: pl.DataFrame, rows: int) -> bytes:
+    """Return a file as pyarrow writes it."""
+    buffer = io.BytesIO()
+    pq.write_table(frame.to_arrow(), buffer, row_group_size=rows, compression="zstd")
+    return buffer.getvalue()
+
+
+def coded(frame: pl.DataFrame, rows: int) -> bytes:
+    """Return the same file with the values written anew."""
+    groups = [part["value"].to_numpy() for part in frame.iter_slices(rows)]
+    return with_sorted_codes(written(frame, rows), "value", groups, LEVEL)
+
+
+def bits(frame: pl.DataFrame) -> Any:
+    return frame["value"].to_numpy().view(np.int64).tolist()
+
+
+@pytest.mark.parametrize("distinct", [1, 2, 200, 256, 257, 5000, 65_536, 65_537, 90_000])
+def test_every_width_of_codes_reads_back(distinct: int, tmp_path: Path) -> None:
+    """One byte, two bytes, and bits beyond; two row groups; in pyarrow, Polars and DuckDB."""
+    steps = np.arange(200_000)
+    noise = np.random.default_rng(1).integers(0, 3, len(steps))
+    values = (steps + noise) % distinct / 100 - 3  # near each other in value where they are in time
+    frame = pl.DataFrame({"value": values, "number": steps})
+    path = tmp_path / "coded.parquet"
+    path.write_bytes(coded(frame, 120_000))
+    least = 0 if distinct <= 2 else 1  # so few codes are as small as they were
+    assert path.stat().st_size <= len(written(frame, 120_000)) - least
+    assert_frame_equal(pl.read_parquet(path), frame, check_exact=True)
+    assert_frame_equal(pl.DataFrame(pq.read_table(path)), frame, check_exact=True)
+    rows = duckdb.sql(f"select * from '{path}' order by number").to_arrow_table()  # noqa: S608 - a path of the test's
+    assert_frame_equal(pl.DataFrame(rows), frame, check_exact=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(some=st.lists(st.floats(allow_nan=True, allow_infinity=True, width=64), min_size=1, max_size=20))
+def test_any_values_keep_their_bits(some: list[float]) -> None:
+    """Negative zero, infinities, NaN, subnormal numbers; each many times, so that the codes are smaller."""
+    frame = pl.DataFrame({"value": np.tile(np.array([*some, 0.0, -0.0]), 300)})
+    file = coded(frame, 10_000)
+    assert bits(pl.read_parquet(io.BytesIO(file))) == bits(frame)
+    assert bits(pl.DataFrame(pq.read_table(io.BytesIO(file)))) == bits(frame)
+
+
+def test_a_column_stays_where_codes_are_not_smaller() -> None:
+    """Of values that are all different nothing is gained: the pages are the old ones, byte for byte."""
+    frame = pl.DataFrame({"value": np.random.default_rng(1).normal(size=5_000)})
+    assert len(coded(frame, 10_000)) <= len(written(frame, 10_000))
+    assert bits(pl.read_parquet(io.BytesIO(coded(frame, 10_000)))) == bits(frame)
+
+
+def test_metadata_survives_the_way_through_thrift() -> None:
+    """Read and written again, a footer is the same byte for byte."""
+    file = written(pl.DataFrame({"value": [1.0, None], "name": ["a", "b"], "flag": [True, None]}), 10)
+    footer = file[-8 - int.from_bytes(file[-8:-4], "little") : -8]
+    assert thrift.write(thrift.Reader(footer).struct()) == footer
+
+
+def test_other_delta_readers_see_the_same_rows(tmp_path: Path) -> None:
+    """A table that has a compacted file, read through Delta by Polars, pyarrow and DuckDB."""
+    steps = np.arange(50_000)
+    metric = np.where(steps % 2, "a", "b")
+    frame = pl.DataFrame({"device": "T1", "metric": metric, "event_time": steps * 60_000_000, "value": steps % 700 / 7})
+    frame = frame.with_columns(pl.col("event_time").cast(EVER))
+    order = ("metric", "device", "event_time")
+    path = tmp_path / "coded.parquet"
+    write_deltalake(str(tmp_path), frame[:0].to_arrow(compat_level=pl.CompatLevel.oldest()))
+    path.write_bytes(encode(frame, [Layout(order, group="metric", codes="value")]))
+    table = DeltaTable(str(tmp_path))
+    add = AddAction(path.name, path.stat().st_size, {}, 0, True, json.dumps({"numRecords": len(frame)}))
+    table.create_write_transaction([add], "append", table.schema())
+    table, expected = DeltaTable(str(tmp_path)), frame.sort(order)
+    assert_frame_equal(pl.read_delta(str(tmp_path)).sort(order), expected, check_exact=True)
+    dataset: ds.Dataset = table.to_pyarrow_dataset()
+    assert_frame_equal(pl.DataFrame(dataset.to_table(filter=ds.field("value") >= 0)).sort(order), expected)
+    (seen,) = duckdb.from_arrow(dataset).aggregate("sum(value) as total, count(*) as rows").fetchall()
+    assert seen == (pytest.approx(frame["value"].sum()), len(frame))
+
+
+def test_readings_are_coded_in_both_layouts() -> None:
+    """The layouts that compaction tries both name the column."""
+    assert {layout.codes for layout in LAYOUTS["readings"]} == {"value"}
