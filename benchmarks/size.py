@@ -1,7 +1,7 @@
 """Bytes a reading of two real data sets, as the lake keeps them after upkeep, and next to other ways to keep them.
 
 `FIELDLOOP_BEIJING` names the folder with the Beijing multi-site air quality data (`PRSA_Data_*.csv`, plain or `.zst`);
-left out, `../shared/data/beijing_multisite_air` is looked for. Where there is none, that set is left out, and it is said.
+without it, `../shared/data/beijing_multisite_air` is looked for. Where there is none, that set is left out, as is said.
 The sets record no arrival: the figures are those of an archive's import, a message a device and day. In the `live` ones
 each record came as a message of its own, up to 400 ms late.
 """
