@@ -29,7 +29,7 @@ READINGS, PREDICTIONS, ALERTS = "readings", "predictions", "alerts"
 RELEASES, DESIRED, REPORTED, ROLLOUTS = "releases", "desired", "reported", "rollouts"  # key-value buckets
 
 KEEP_MESSAGES_S = timedelta(days=30).total_seconds()  # how long acquisition may stand still before messages expire
-KEEP_BYTES = 4 << 30  # of a stream, packed; beyond it the oldest go: flow *watch* tells long before
+KEEP_BYTES = 4 << 30  # of the readings, reserved on disk; beyond it the oldest go: flow *watch* tells long before
 CONNECT_TIMEOUT_S = 5
 RECONNECTS = 10
 
@@ -89,7 +89,7 @@ async def prepare(js: JetStreamContext) -> None:
                     storage=StorageType.FILE,
                     compression=StoreCompression.S2,
                     max_age=KEEP_MESSAGES_S,
-                    max_bytes=KEEP_BYTES,
+                    max_bytes=KEEP_BYTES if name == READINGS else KEEP_BYTES // 4,
                     allow_direct=name != READINGS,  # a target looks up its own last message
                 )
             )
