@@ -69,7 +69,8 @@ def _written_us(column: Column) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
 
 
 def _epoch_us(entries: Column, unit_us: int) -> NDArray[np.int64]:
-    numbers = to_floats(entries) * unit_us
+    with np.errstate(over="ignore"):  # to infinity, which is no time
+        numbers = to_floats(entries) * unit_us
     readable = np.isfinite(numbers) & (np.abs(numbers) < _LATEST_US)
     return np.where(readable, np.rint(np.where(readable, numbers, 0)).astype(np.int64), NOT_A_TIME)
 

@@ -240,5 +240,5 @@ def _beyond(profile: Profile, table: Table, index: int) -> int | None:
     unit_us = US_PER_UNIT.get(profile.clock.kind)
     if unit_us is None or not table.clock:
         return None
-    number = to_floats([table.clock[0][index]])[0] * unit_us
+    number = float(to_floats([table.clock[0][index]])[0]) * unit_us
     return int(number) if np.isfinite(number) else None
