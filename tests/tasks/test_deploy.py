@@ -52,7 +52,7 @@ def test_release_is_built_from_what_was_registered(platform: Settings, version: 
     manifest = built.open(built.digest)
     assert (manifest.window, manifest.profiles) == (SPEC, {"toy": PROFILE})
     assert (manifest.target, manifest.unit, manifest.tolerance) == ("power", "kW", 0.25)
-    assert (manifest.budget.memory_bytes, manifest.budget.latency_s, manifest.alerts) == (70_000_000, None, None)
+    assert (manifest.budget.memory_bytes, manifest.budget.latency_s, manifest.alerts) == (700_000_000, None, None)
     assert manifest.lineage == {"windows": "lake/windows@3"}
     canary = decode_canary(built.canary)
     assert canary.outputs.shape == (len(canary.inputs), 1)
@@ -95,7 +95,7 @@ def _register(settings: Settings, bias: float) -> registry.ModelVersion:
         "window": msgspec.json.encode(SPEC),
         "profiles": msgspec.json.encode({"toy": PROFILE}),
         "features": b'["mean"]',
-        "target": b'{"metric": "power", "unit": "kW", "tolerance": 0.25, "budget": {"memory_bytes": 70000000}}',
+        "target": b'{"metric": "power", "unit": "kW", "tolerance": 0.25, "budget": {"memory_bytes": 700000000}}',
         "canary": msgspec.json.encode({"inputs": decode_canary(toy.canary).inputs.tolist()}),
     }
     client = registry.client(settings)
