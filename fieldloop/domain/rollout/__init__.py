@@ -12,7 +12,7 @@ from fieldloop.domain.rollout.protocol import (
     Shadow,
     Spool,
 )
-from fieldloop.domain.rollout.standing import Clock, Sighting, Standing, State, judge, require_proved, settled
+from fieldloop.domain.rollout.standing import Clock, Sighting, Standing, State, judge
 
 __all__ = [
     "NOTHING",
@@ -30,6 +30,4 @@ __all__ = [
     "Standing",
     "State",
     "judge",
-    "require_proved",
-    "settled",
 ]

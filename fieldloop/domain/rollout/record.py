@@ -132,19 +132,6 @@ def before_rollout(
     return tuple(Before(digest, manifest, tuple(names)) for (digest, manifest), names in sorted(groups.items()))
 
 
-def superseded_by(rollout: Rollout, others: Iterable[Rollout], shared: Iterable[str]) -> str | None:
-    """Return the name of the newest younger rollout among those that share a target with this one; None if none.
-
-    Args:
-        rollout: the one in question.
-        others: all that there are.
-        shared: names of those that share a target with it.
-    """
-    names = set(shared)
-    younger = [o for o in others if o.name in names and o.issued_us > rollout.issued_us]
-    return max(younger, key=lambda other: other.issued_us).name if younger else None
-
-
 def standing_release(rollouts: Iterable[Rollout], labels: Iterable[str], profiles: Iterable[str]) -> Rollout | None:
     """Return the newest completed rollout that a target with these labels would have been part of.
 

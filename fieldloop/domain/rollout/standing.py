@@ -1,10 +1,8 @@
 """Where a target stands in a rollout: proved, pending, failed or silent, with the reason that a person reads."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.release import Manifest, Proof
 from fieldloop.domain.rollout.protocol import Desired, Reported, Reverted
 
@@ -68,23 +66,6 @@ def judge(target: str, desired: Desired, manifest: Manifest, sighting: Sighting 
         state = State.FAILED if clock.now_us >= clock.deadline_us else State.PENDING
         reason = _waiting(report, desired)
     return Standing(target, state, release, proof, reason)
-
-
-def settled(standings: Iterable[Standing]) -> bool:
-    """Say whether no target is pending any more."""
-    return all(standing.state is not State.PENDING for standing in standings)
-
-
-def require_proved(standings: Iterable[Standing]) -> None:
-    """Pass only when every target is proved.
-
-    Raises:
-        ReleaseError: names every other target with its state and reason.
-    """
-    open_ones = [s for s in standings if s.state is not State.PROVED]
-    if open_ones:
-        lines = "; ".join(f"{s.target} {s.state}: {s.reason}" for s in open_ones)
-        raise ReleaseError(f"{len(open_ones)} targets are not proved: {lines}")
 
 
 def _same(reverted: Reverted, desired: Desired) -> bool:

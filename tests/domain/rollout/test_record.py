@@ -13,7 +13,6 @@ from fieldloop.domain.rollout.record import (
     before_rollout,
     joins,
     standing_release,
-    superseded_by,
 )
 
 NEW, OLD, OLDER = "a" * 64, "b" * 64, "c" * 64
@@ -68,14 +67,6 @@ def test_every_target_has_one_past(running: dict[str, str | None]) -> None:
     reports = {target: _runs(release) for target, release in running.items() if release}
     found = before_rollout(NEW, list(running), {}, reports)
     assert sorted(target for each in found for target in each.targets) == sorted(running)
-
-
-def test_the_newest_of_those_that_share_a_target_supersedes() -> None:
-    """Not an older one, and not one elsewhere."""
-    mine = _rollout("mine", 10, Phase.RUNNING)
-    others = [mine, _rollout("older", 5), _rollout("next", 11), _rollout("newest", 12), _rollout("elsewhere", 13)]
-    assert superseded_by(mine, others, {"mine", "older", "next", "newest"}) == "newest"
-    assert superseded_by(mine, others, {"mine", "older"}) is None
 
 
 def test_late_joiners_get_the_newest_completed_rollout_that_is_for_them() -> None:

@@ -1,9 +1,7 @@
 """Where targets stand in a rollout, and that the reasons name what a person must know."""
 
 import msgspec
-import pytest
 
-from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.release import File, Manifest, Proof
 from fieldloop.domain.rollout import (
     Clock,
@@ -15,8 +13,6 @@ from fieldloop.domain.rollout import (
     Standing,
     State,
     judge,
-    require_proved,
-    settled,
 )
 from fieldloop.domain.windows import WindowSpec
 
@@ -117,17 +113,3 @@ def test_an_old_proof_is_no_proof() -> None:
     standing = _judge(_report(NEW), clock)
     assert standing.state is State.SILENT
     assert "last report" in standing.reason
-
-
-def test_settled_once_nobody_is_pending() -> None:
-    """Refused and silent targets hold nobody up."""
-    proved, silent, waiting = _judge(_report(NEW), EARLY), _judge(None, LATE), _judge(None, EARLY)
-    assert settled([proved, silent])
-    assert not settled([proved, waiting])
-
-
-def test_every_target_that_is_not_proved_is_named() -> None:
-    """The error says who and why."""
-    require_proved([_judge(_report(NEW), EARLY)])
-    with pytest.raises(ReleaseError, match="1 targets are not proved: gw silent: has never reported"):
-        require_proved([_judge(_report(NEW), EARLY), _judge(None, LATE)])
