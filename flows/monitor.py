@@ -1,9 +1,10 @@
-"""Monitor: let late joiners converge, collect the targets' predictions, hold windows and values against the lake."""
+"""Monitor: late joiners converge, predictions are collected and held against the lake, inputs against the training."""
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from fieldloop.domain.recipe import Name
+from tasks import drift
 from tasks.acquire import QuietSeconds
 from tasks.joiners import converge_joiners
 from tasks.monitor import Monitored, collect_predictions, compare_with_lake, describe, figures
@@ -14,7 +15,9 @@ def monitor(
     recipe: Name = "turbine-power",
     quiet_seconds: QuietSeconds = 0,
 ) -> Monitored:
-    """Bring new predictions into table `predictions` and compare the newest release's with the lake.
+    """Bring new predictions into table `predictions`, compare the newest release's with the lake, look for drift.
+
+    A drift, as the recipe's `drift` defines it, is announced by the event `fieldloop.drift.found`, which trains anew.
 
     Args:
         recipe: Name of a recipe, a file of `recipes/` without its ending.
@@ -22,6 +25,9 @@ def monitor(
     """
     converge_joiners()
     monitored = compare_with_lake(recipe, collect_predictions(quiet_seconds))
-    create_markdown_artifact(describe(monitored), key="monitor", description="How the release does on its targets")
-    create_table_artifact([figures(monitored)], key="monitored", description="The same in figures, for programs")
+    compared = drift.compare_with_training(recipe)
+    text = f"{describe(monitored)}\n\n{drift.describe(compared)}"
+    create_markdown_artifact(text, key="monitor", description="How the release does on its targets")
+    row = {**figures(monitored), **drift.figures(compared)}
+    create_table_artifact([row], key="monitored", description="The same in figures, for programs")
     return monitored

@@ -84,6 +84,12 @@ class Examples:
         borders = np.flatnonzero(np.diff(self.device[chosen])) + 1
         return np.concatenate([self._of_one_device(rows) for rows in np.split(chosen, borders)])
 
+    def newest(self, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the input channels at the last step of the chosen windows ([K] increasing), float32 [C, K]."""
+        device, row = self.device[chosen], self.row[chosen]
+        parts = [grid.values[:, row[device == code]] for code, grid in enumerate(self.grids)]
+        return np.concatenate(parts, axis=1)
+
     def chunks(self, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Split the chosen windows into parts small enough to be cut and run at once."""
         number = max(1, CHUNK_VALUES // (len(self.recipe.rows) * self.recipe.window.length))

@@ -15,6 +15,7 @@ import polars as pl
 
 from expectations.profiles import load_profile
 from fieldloop.domain.alerts import Limits
+from fieldloop.domain.drift import Distributions
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import PREDICTION, WINDOW
 from fieldloop.domain.metrics import judge
@@ -22,6 +23,7 @@ from fieldloop.domain.parts import PARTS
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe import Recipe
 from fieldloop.domain.release import Budget
+from fieldloop.domain.sketch import Sketch
 from fieldloop.domain.windows import WindowSpec
 from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 RUNTIME_PACKAGES: Final = ("numpy", "onnx", "onnxruntime")
 NATIVE: Final = "native"  # artifact folder of the model in its own library's format
 PREDICTIONS: Final = "evaluation/predictions.parquet"  # a row a window that chose or judged
+REFERENCE: Final = "release/reference.json"  # what the model was learnt from and predicts, for drift to be seen by
 VALIDATION: Final = "validation."  # prefix of the metrics that chose
 GRID_VERSION: Final = "fieldloop.grid_version"
 WINDOWS_VERSION: Final = "fieldloop.windows_version"
@@ -140,6 +143,7 @@ def _files(fitted: Fitted, profiles: Mapping[str, Profile]) -> dict[str, bytes]:
         "release/window.json": msgspec.json.encode(window_spec(recipe, profiles)),
         "release/profiles.json": msgspec.json.encode(profiles),
         "release/canary.json": _canary(fitted),
+        REFERENCE: msgspec.json.encode(_reference(fitted)),
         "release/features.json": msgspec.json.encode(fitted.materials.names),
         "release/target.json": _target(recipe, profiles[recipe.profiles[0]]),
         "recipe.json": recipe.model_dump_json(indent=2).encode(),
@@ -172,6 +176,17 @@ def _canary(fitted: Fitted) -> bytes:
     """Held-out windows as JSON, null for NaN."""
     windows = fitted.found.windows(fitted.canary)
     return msgspec.json.encode({"inputs": windows.tolist()})
+
+
+def _reference(fitted: Fitted) -> Distributions:
+    """The inputs that the model was fitted to, and the predictions on the held-out windows.
+
+    Predictions on what it was fitted to would lie closer to the truth than any that are still to come.
+    """
+    learnt = np.sort(np.concatenate([fitted.materials.train, fitted.materials.validation]))
+    newest = fitted.found.newest(learnt)
+    inputs = {metric: Sketch.of(values) for metric, values in zip(fitted.recipe.inputs, newest, strict=True)}
+    return Distributions(inputs, Sketch.of(fitted.predicted[:, 0]))
 
 
 def _target(recipe: Recipe, profile: Profile) -> bytes:

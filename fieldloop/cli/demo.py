@@ -219,4 +219,6 @@ def _judge_predictions(settings: Settings, demo: Demo, run: runs.FinishedRun) ->
     demo.add("monitor", f"{row['predictions']:,} predictions from {row['targets']} targets", run.stages[0].seconds)
     demo.add("monitor", f"windows bit for bit as in the lake: {row['identical']:,} of {row['compared']:,}")
     demo.add("monitor", f"against the truth: MAE {row['mae']:.1f} {row['unit']}, R² {row['r2']:.4f}")
+    demo.add("monitor", f"drift: {row['drifted'] or 'none'} of {row['distributions']} distributions judged")
+    demo.require(not row["drifted"], f"a month of the same turbines counts as drift: {row['drifted']}")
     demo.require(row["identical"] == row["compared"] > 0, "the edge scored other windows than the lake has")

@@ -65,6 +65,12 @@ class Sketch(msgspec.Struct, frozen=True):
         keys, counts = np.abs(np.array(self.keys, dtype=np.int64)), np.array(self.counts, dtype=np.int64)
         return _summed(keys, counts, self.missing)
 
+    def with_missing(self) -> "Sketch":
+        """Return the sketch with its missing values as one more bucket, above all others."""
+        if not self.missing:
+            return self
+        return Sketch((*self.keys, _TOP + 1), (*self.counts, self.missing))
+
     def share_above(self, limit: float) -> float:
         """Return the share of values in buckets above the one of `limit`; 0 where there are none."""
         if not self.counts:

@@ -147,6 +147,12 @@ def artifact(settings: Settings, of: ModelVersion, path: str) -> bytes:
     return run_artifact(settings, of.run_id, path)
 
 
+def holds(settings: Settings, of: ModelVersion, path: str) -> bool:
+    """Say whether the version's run has a file; what was trained by an older Fieldloop may lack some."""
+    folder = path.rpartition("/")[0]
+    return any(file.path == path for file in client(settings).list_artifacts(of.run_id, folder))
+
+
 def run_graph(settings: Settings, run_id: str) -> bytes:
     """Return the merged graph of a run, registered or not.
 

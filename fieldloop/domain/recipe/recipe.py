@@ -17,7 +17,7 @@ from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe.candidates import SUITED, Candidate
 from fieldloop.domain.recipe.inputs import LEAST_STEPS, MOST_CROSSED, Family, Grid, InputChannel, Window
 from fieldloop.domain.recipe.part import Name, Part, refuse_repeated
-from fieldloop.domain.recipe.rules import METRICS, Metric, Parity, Promotion, Release, Search
+from fieldloop.domain.recipe.rules import METRICS, Drift, Metric, Parity, Promotion, Release, Search
 from fieldloop.domain.recipe.split import AtRandom, ByRun, ByTime, Globs, Split
 from fieldloop.domain.recipe.target import UNIT_US, Class, Labels, Target, TimeToEvent, Value
 from fieldloop.domain.rollout.plan import Plan
@@ -54,6 +54,7 @@ class Recipe(Part):
     parity: Parity
     release: Release = Release()
     rollout: Plan = Plan()
+    drift: Drift = Drift()
 
     @field_validator("channels")
     @classmethod
@@ -116,6 +117,15 @@ class Recipe(Part):
             if family == "cross_channel" and channels is not None and not 2 <= len(channels) <= MOST_CROSSED:
                 raise ValueError(f"`{family}` pairs 2 to {MOST_CROSSED} channels, got {len(channels)}")
         return features
+
+    @field_validator("drift")
+    @classmethod
+    def _known_channels(cls, drift: Drift, info: ValidationInfo) -> Drift:
+        known = [channel.metric for channel in info.data.get("channels", ())]
+        for name in drift.unjudged if known else ():
+            if name not in known:
+                raise ValueError(f"`{name}` is no channel; expected some of {', '.join(known)}")
+        return drift
 
     @field_validator("split")
     @classmethod
@@ -206,8 +216,9 @@ class Recipe(Part):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what a model depends on: neither of layout and comments, nor of how it is rolled out."""
-        content = json.dumps(self.model_dump(mode="json", exclude={"rollout"}), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of what a model depends on: neither of layout and comments, nor of roll-out and watching."""
+        model = self.model_dump(mode="json", exclude={"rollout", "drift"})
+        content = json.dumps(model, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property

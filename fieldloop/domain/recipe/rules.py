@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fieldloop.domain.recipe.part import Part, Positive, Rows
+from fieldloop.domain.recipe.part import Name, Part, Positive, Rows
 from fieldloop.domain.recipe.target import Kind
 
 Metric = Literal[
@@ -64,3 +64,20 @@ class Search(Part):
 
     trials: int = Field(20, ge=1, le=1_000)
     seconds: float | None = Field(None, gt=0)
+
+
+class Drift(Part):
+    """When what the targets see counts as another distribution than what the model was learnt from.
+
+    Attributes:
+        limit: gap of two distribution functions from which a channel has drifted, see `domain.drift`.
+        least_values: on either side, before anything is said of a channel: enough devices for long enough that a few
+            days' weather is no drift.
+        unjudged: channels whose distance is shown and counts for nothing, such as one that follows the season.
+        retrain: whether a drift announces itself, which trains and deploys anew; else it is shown, and no more.
+    """
+
+    limit: float = Field(0.2, gt=0, le=1)
+    least_values: int = Field(1_000, ge=1)
+    unjudged: tuple[Name, ...] = ()
+    retrain: bool = True
