@@ -5,16 +5,22 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import nats.errors
 import numpy as np
 import pytest
 from nats.aio.client import Client
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, Timestamp
 
 from fieldloop.domain.predictions import Predictions
 from fieldloop.domain.release import CHUNK_BYTES
-from fieldloop.stores import broker
+from fieldloop.domain.rollout import Desired, Reported
+from fieldloop.stores import broker, releases
 from fieldloop.stores.settings import Settings
 from infra.local.authority import make_authority
 from infra.local.broker import spec as broker_spec
@@ -159,6 +165,25 @@ def test_a_tampered_file_in_the_mirror_is_refused(gateway: Gateway) -> None:
     assert report.running.release == good.digest
 
 
+def test_attacks_on_metadata_are_refused_one_after_the_other_and_the_model_goes_on(gateway: Gateway) -> None:
+    """Broken, foreign, endless: it scores on with what runs, and follows once the mirror is mended."""
+    good, wanted = make_release(model="attacked", version=1), make_release(model="attacked", version=2, bias=2.0)
+    gateway.desire(good)
+    gateway.start()
+    gateway.await_running(good)
+    published = releases.publish(gateway.settings, wanted)
+    for metadata, reason in (b"{", "Deserialization"), (_forged(), "UnsignedMetadata"), (bytes(20_000), "longer than"):
+        asyncio.run(_put_timestamp(gateway.settings, metadata))
+        gateway.order(Desired(published.digest, published.manifest, time.time_ns() // 1000, "test"))
+        report = gateway.await_report(partial(_refused_for, reason))
+        assert report.running is not None
+        assert report.running.release == good.digest
+    gateway.send([payload(range(10))])
+    assert {message.release for message in _await(gateway, 6)} == {good.digest}
+    gateway.desire(wanted)  # publishing again mends the mirror
+    gateway.await_running(wanted)
+
+
 def test_a_release_damaged_on_disk_is_not_run_but_fetched_again(gateway: Gateway) -> None:
     """What is on disk is checked against its digest at every start."""
     release = make_release()
@@ -270,6 +295,22 @@ def _restart_broker(server: subprocess.Popen[bytes], settings: Settings) -> subp
 async def _remove_consumer(settings: Settings, target: str) -> None:
     async with broker.platform(settings) as (_, js):
         await js.delete_consumer("readings", target)
+
+
+def _refused_for(reason: str, report: Reported) -> bool:
+    return report.refused and reason in (report.error or "")
+
+
+def _forged() -> bytes:
+    """Return a timestamp signed by a key that is none of the install's."""
+    metadata = Metadata(Timestamp(version=1_000_000, expires=datetime.now(UTC) + timedelta(days=1)))
+    metadata.sign(CryptoSigner.generate_ed25519())
+    return metadata.to_bytes()
+
+
+async def _put_timestamp(settings: Settings, data: bytes) -> None:
+    async with broker.platform(settings) as (_, js):
+        await js.publish("$KV.releases.metadata/timestamp.json.0", data)
 
 
 async def _tamper(settings: Settings, name: str, data: bytes) -> None:

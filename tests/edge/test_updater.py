@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, Timestamp
+from tuf.api.metadata import Metadata, Root, Signed, TargetFile, Timestamp
 
 from fieldloop.domain.errors import ReleaseError, ServiceError
 from fieldloop.domain.release import CHUNK_BYTES, Release, chunk_key
@@ -47,9 +48,34 @@ class Target:
         """Put a changed timestamp into the mirror, signed with the install's key where no other is given."""
         metadata: Metadata[Timestamp] = Metadata.from_bytes(self.mirror[TIMESTAMP])
         change(metadata.signed)
-        pem = (self.settings.secrets / "tuf" / "timestamp.pem").read_bytes()
-        metadata.sign(key or CryptoSigner(load_pem_private_key(pem, None)))
+        metadata.sign(key or self.key("timestamp"))
         self.mirror[TIMESTAMP] = metadata.to_bytes()
+
+    def key(self, role: str) -> CryptoSigner:
+        """Return a role's key, which in these tests is the attacker's prey."""
+        pem = (self.settings.secrets / "tuf" / f"{role}.pem").read_bytes()
+        return CryptoSigner(load_pem_private_key(pem, None))
+
+    def newest(self, role: str) -> Metadata[Any]:
+        """Return the mirror's newest metadata of a role other than timestamp."""
+        name = max((name for name in self.mirror if f".{role}.json" in name), key=_version)
+        return Metadata.from_bytes(self.mirror[name])
+
+    def put(self, metadata: Metadata[Any], *keys: str) -> None:
+        """Sign metadata with the keys of these roles, and put it into the mirror under its version."""
+        metadata.signatures.clear()
+        for role in keys:
+            metadata.sign(self.key(role), append=True)
+        signed = metadata.signed
+        self.mirror[f"metadata/{signed.version}.{signed.type}.json.0"] = metadata.to_bytes()
+
+    def point_at(self, version: int) -> None:
+        """Have snapshot and timestamp, signed with their own keys, name a version of the targets metadata."""
+        snapshot = self.newest("snapshot")
+        snapshot.signed.version += 1
+        snapshot.signed.meta["targets.json"].version = version
+        self.put(snapshot, "snapshot")
+        self.sign(lambda timestamp: _name(timestamp, snapshot.signed.version))
 
 
 @pytest.fixture
@@ -134,6 +160,89 @@ def test_endless_data_is_refused(target: Target) -> None:
         updater.fetch(read, root, target.folder / "tuf", staging, wanted)
 
 
+@pytest.mark.parametrize("role", ["root", "timestamp", "snapshot"])
+def test_endless_metadata_is_refused(target: Target, role: str) -> None:
+    """Metadata has a longest length, and no more than that is read."""
+    wanted = target.publish(make_release(model="endless-metadata"))
+    asked = []
+
+    def read(key: str) -> bytes | None:
+        if f"{role}.json" not in key:
+            return target.mirror.get(key)
+        asked.append(key)
+        return bytes(CHUNK_BYTES)
+
+    root, staging = releases.trusted_root(target.settings), target.folder / "incoming"
+    staging.mkdir()
+    with pytest.raises(ReleaseError, match="longer than"):
+        updater.fetch(read, root, target.folder / "tuf", staging, wanted)
+    assert len(asked) <= 5
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{}", b"null", b"\xff\xfe", b"[" * 16_000], ids=len)
+def test_garbage_for_metadata_is_refused(target: Target, garbage: bytes) -> None:
+    """Whatever comes, it is a refusal and no other error."""
+    wanted = target.publish(make_release(model="garbage"))
+    target.mirror[TIMESTAMP] = garbage
+    with pytest.raises(ReleaseError, match="not trusted"):
+        target.fetch(wanted)
+
+
+@pytest.mark.parametrize("role", ["targets", "snapshot"])
+def test_every_roles_expired_metadata_is_refused(target: Target, role: str) -> None:
+    """A fresh timestamp makes nothing fresh that it leads to."""
+    wanted = target.publish(make_release(model="expired"))
+    metadata = target.newest(role)
+    _expire(metadata.signed)
+    target.put(metadata, role)
+    if role == "targets":
+        target.point_at(metadata.signed.version)
+    else:
+        target.sign(lambda timestamp: _name(timestamp, metadata.signed.version))
+    with pytest.raises(ReleaseError, match=f"{role}.* is expired"):
+        target.fetch(wanted)
+
+
+@pytest.mark.parametrize("keys", [(), ("snapshot", "timestamp")], ids=["unsigned", "online keys"])
+@pytest.mark.parametrize("name", ["new", "stolen"])
+def test_stolen_online_keys_sign_no_release(target: Target, name: str, keys: tuple[str, ...]) -> None:
+    """With snapshot's and timestamp's keys: neither a new release nor another graph for one that is there."""
+    target.publish(make_release(model="stolen"))
+    evil = make_release(model=name, bias=66.0)
+    targets = target.newest("targets")
+    for file, data in evil.files().items():
+        described = TargetFile.from_data(f"releases/{name}/1/{file}", data, ["sha256"])
+        targets.signed.targets[described.path] = described
+        target.mirror[f"{releases.stored_name(described)}.0"] = data
+    targets.signed.version += 1
+    target.put(targets, *keys)
+    target.point_at(targets.signed.version)
+    with pytest.raises(ReleaseError, match="UnsignedMetadata"):
+        target.fetch(Desired(evil.digest, f"releases/{name}/1/manifest.json", 0, "test"))
+
+
+def test_stolen_online_keys_bring_no_older_targets_back(target: Target) -> None:
+    """A target that has seen a newer list of releases takes no older one, for instance from before a withdrawal."""
+    before = target.publish(make_release(model="withdrawn", version=1))
+    older = target.newest("targets").signed.version
+    target.fetch(target.publish(make_release(model="withdrawn", version=2, bias=1.0)))
+    target.point_at(older)
+    with pytest.raises(ReleaseError, match="BadVersionNumber"):
+        target.fetch(before)
+
+
+@pytest.mark.parametrize("keys", [("snapshot", "timestamp"), ("targets", "snapshot", "timestamp")])
+def test_stolen_keys_below_root_make_no_root(target: Target, keys: tuple[str, ...]) -> None:
+    """Who may sign what is said by the root's key alone."""
+    wanted = target.publish(make_release(model="root"))
+    root: Metadata[Root] = Metadata.from_bytes(releases.trusted_root(target.settings))
+    root.signed.version += 1
+    root.signed.add_key(CryptoSigner.generate_ed25519().public_key, "targets")
+    target.put(root, *keys)
+    with pytest.raises(ReleaseError, match="UnsignedMetadata"):
+        target.fetch(wanted)
+
+
 def test_a_release_that_is_not_the_desired_one_is_refused(target: Target) -> None:
     """A signed manifest under the right path, but with another digest than desired."""
     wanted = target.publish(make_release(model="digest"))
@@ -173,9 +282,14 @@ def test_files_of_many_chunks_come_whole() -> None:
         assert updater.Mirror(chunks.get).download_bytes("f", length) == data
 
 
-def _expire(timestamp: Timestamp) -> None:
+def _expire(signed: Signed) -> None:
+    signed.version += 1
+    signed.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
+
+
+def _name(timestamp: Timestamp, snapshot: int) -> None:
     timestamp.version += 1
-    timestamp.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
+    timestamp.snapshot_meta.version = snapshot
 
 
 def _version(name: str) -> int:

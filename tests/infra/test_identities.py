@@ -1,6 +1,7 @@
 """The broker's rights, through the real listeners: a device is itself, an agent is itself, a stranger is nobody."""
 
 import asyncio
+import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -47,6 +48,43 @@ def test_a_device_publishes_nothing_else(enrolled: Settings, topic: str) -> None
     assert _readings(enrolled, "R80721") == before["R80721"]
     assert _readings(enrolled, "R80711") == before["R80711"] + 1
     assert _total(enrolled) == before["all"] + 1
+
+
+def test_a_device_that_gives_anothers_name_stays_itself(enrolled: Settings) -> None:
+    """User name and client identifier are anybody's to choose; the certificate says who it is."""
+    before = {name: _readings(enrolled, name) for name in ("R80711", "R80721")}
+    certificate = enrolled.certificate("device", "R80711")
+    poser = _device(enrolled, certificate, "R80721", "CN=R80721,O=device")
+    poser.publish("devices/R80721/readings", b"posing", qos=1).wait_for_publish(WAIT_S)
+    poser.publish("devices/R80711/readings", b"own", qos=1).wait_for_publish(WAIT_S)
+    poser.disconnect()
+    poser.loop_stop()
+    after = {name: _readings(enrolled, name) for name in ("R80711", "R80721")}
+    assert after == {"R80711": before["R80711"] + 1, "R80721": before["R80721"]}
+
+
+@pytest.mark.parametrize("kind", ["target", "platform"])
+def test_a_certificate_counts_only_for_its_kind(enrolled: Settings, kind: str) -> None:
+    """A device that bears a target's or the platform's name is a device still."""
+    enrol_devices(enrolled, ["gate-1", "platform"])
+    name = "gate-1" if kind == "target" else "platform"
+    with pytest.raises(nats.errors.Error):
+        asyncio.run(_connected(enrolled, enrolled.certificate("device", name), _nothing))
+
+
+def test_a_device_with_a_certificate_of_another_authority_is_refused(
+    enrolled: Settings, free_settings: Callable[..., Settings]
+) -> None:
+    """The name of a device that is enrolled, signed by somebody else."""
+    other = free_settings()
+    make_secrets(other)
+    make_authority(other)
+    forged = make_certificate(other, "device", "R80711")
+    before = _total(enrolled)
+    ca = enrolled.certificate("device", "R80711").ca
+    with pytest.raises(OSError, match=r"(?i)ssl|reset|closed|certificate|pipe|EOF"):
+        _refuse_mqtt(enrolled, Certificate(forged.cert, forged.key, ca))
+    assert _total(enrolled) == before
 
 
 def test_a_device_hears_nothing(enrolled: Settings) -> None:
@@ -222,8 +260,25 @@ async def _with_context(
     return errors
 
 
-def _device(settings: Settings, certificate: Certificate) -> mqtt.Client:
-    device = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=f"test-{certificate.cert.parent.name}")
+def _refuse_mqtt(settings: Settings, certificate: Certificate) -> None:
+    """Open a connection to the MQTT listener; with TLS 1.3 a refused certificate shows at the first read."""
+    context = ssl.create_default_context(cafile=str(certificate.ca))
+    context.load_cert_chain(certificate.cert, certificate.key)
+    with (
+        socket.create_connection((settings.host, settings.mqtt_port), timeout=WAIT_S) as plain,
+        context.wrap_socket(plain, server_hostname=settings.host) as secure,
+    ):
+        secure.sendall(b"\x10\x0e\x00\x04MQTT\x04\x02\x00\x05\x00\x02me")  # CONNECT
+        answer = secure.recv(4)
+        raise AssertionError(f"expected the connection to be refused, got {answer!r}")
+
+
+def _device(
+    settings: Settings, certificate: Certificate, client_id: str | None = None, user: str | None = None
+) -> mqtt.Client:
+    device = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id or f"test-{certificate.cert.parent.name}")
+    if user is not None:
+        device.username_pw_set(user)
     device.tls_set(str(certificate.ca), str(certificate.cert), str(certificate.key))
     device.connect(settings.host, settings.mqtt_port)
     device.loop_start()
