@@ -1,11 +1,20 @@
 """Prefect as the platform prepares it."""
 
 import datetime
+import time
+import uuid
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterExpectedStartTime, FlowRunFilterState
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+)
 from prefect.client.schemas.filters import FlowRunFilterStateType as StateFilter
 from prefect.client.schemas.objects import StateType
+from prefect.events import Event
 from prefect.states import Pending
 
 from fieldloop.cli import runs
@@ -43,3 +52,31 @@ def test_the_loop_is_scheduled(platform: Settings) -> None:
     starts = [run.expected_start_time for run in found]
     assert starts
     assert {(start.weekday(), start.hour, start.minute) for start in starts if start} == {(0, 3, 0)}
+
+
+def test_validation_can_run_on_what_has_landed(platform: Settings) -> None:
+    """It is deployed switched off; switched on, the event of a commit starts a run."""
+    with SyncPrefectClient(api=platform.prefect_api) as client:
+        validate = client.read_deployment_by_name("validate/validate").id
+        (found,) = client._client.get(f"/automations/related-to/prefect.deployment.{validate}").json()
+        assert (found["enabled"], found["actions"][0]["deployment_id"]) == (False, str(validate))
+        client._client.patch(f"/automations/{found['id']}", json={"enabled": True}).raise_for_status()
+        try:
+            assert _run_on_landing(client, validate)
+        finally:
+            client._client.patch(f"/automations/{found['id']}", json={"enabled": False}).raise_for_status()
+
+
+def _run_on_landing(client: SyncPrefectClient, deployment: uuid.UUID) -> bool:
+    """Tell that readings have landed until a run of the deployment is there, or a minute has passed."""
+    before, deadline = _runs(client, deployment), time.monotonic() + 60
+    while _runs(client, deployment) == before and time.monotonic() < deadline:
+        event = Event(event="fieldloop.readings.landed", resource={"prefect.resource.id": "fieldloop.table.readings"})
+        client._client.post("/events", json=[event.model_dump(mode="json")]).raise_for_status()
+        time.sleep(2)  # the server learns of an automation that was switched on a moment later
+    return _runs(client, deployment) > before
+
+
+def _runs(client: SyncPrefectClient, deployment: uuid.UUID) -> int:
+    """Count the deployment's runs."""
+    return len(client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))))
