@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from expectations.profiles import ProfileDocument, duration_us
+from expectations.references import MetricSuite, usual_shares
 from fieldloop.domain.profile import Profile
 
 KEYS = ("device", "event_time")
@@ -35,16 +36,17 @@ def wide_frame(readings: pl.DataFrame, profile: Profile) -> pl.DataFrame:
     return wide
 
 
-def device_counts(wide: pl.DataFrame, parsed: ProfileDocument) -> pl.DataFrame:
+def device_counts(wide: pl.DataFrame, parsed: ProfileDocument, reference: Sequence[MetricSuite] = ()) -> pl.DataFrame:
     """Return one row a device with what its shares are made of, in this chunk.
 
     Args:
         wide: as `wide_frame` returns it.
         parsed: gives the plausible ranges.
+        reference: gives what is usual, where there is a suite from a data set.
 
     Returns:
         columns device, rows, first, last (event times) and a metric `<metric>_count`, `<metric>_within`,
-        `<metric>_least`, `<metric>_most`.
+        `<metric>_least`, `<metric>_most`; `<metric>_usual` for those of the reference.
     """
     time = pl.col("event_time")
     found: list[pl.Expr] = [pl.len().alias("rows"), time.min().alias("first"), time.max().alias("last")]
@@ -53,6 +55,7 @@ def device_counts(wide: pl.DataFrame, parsed: ProfileDocument) -> pl.DataFrame:
         found.append(value.count().alias(f"{metric}_count"))
         found.append(value.is_between(*(channel.plausible or channel.range)).sum().alias(f"{metric}_within"))
         found += [value.min().alias(f"{metric}_least"), value.max().alias(f"{metric}_most")]
+    found += [each.is_usual().sum().alias(f"{each.metric}_usual") for each in reference]
     return wide.group_by("device").agg(found).sort("device")
 
 
@@ -70,18 +73,19 @@ def merge_counts(chunks: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return merged.sort("device").select(chunks[0].columns)
 
 
-def device_frame(counts: pl.DataFrame, parsed: ProfileDocument) -> pl.DataFrame:
+def device_frame(counts: pl.DataFrame, parsed: ProfileDocument, reference: Sequence[MetricSuite] = ()) -> pl.DataFrame:
     """Return one row a device with its own shares.
 
     Args:
         counts: as `device_counts` or `merge_counts` returns them.
         parsed: gives the channels and the time after which a channel without change is dead.
+        reference: that by which was counted.
 
     Returns:
         columns device, rows, and a metric `<metric>_complete` (share of rows with a value), `<metric>_plausible`
         (share of values in the plausible range, or in the range where the profile gives no plausible one; null where
         there is no value) and `<metric>_spread` (largest minus smallest value; null where the device's rows span less
-        than `dead_after`).
+        than `dead_after`); and `<metric>_usual` as `references.usual_shares` says.
     """
     dead_after = pl.duration(microseconds=duration_us(parsed.quality.dead_after))
     long_enough = pl.col("last") - pl.col("first") >= dead_after
@@ -92,7 +96,7 @@ def device_frame(counts: pl.DataFrame, parsed: ProfileDocument) -> pl.DataFrame:
         shares.append((count / pl.col("rows")).alias(f"{metric}_complete"))
         shares.append((pl.col(f"{metric}_within") / count).fill_nan(None).alias(f"{metric}_plausible"))
         shares.append(pl.when(long_enough).then(spread).alias(f"{metric}_spread"))
-    return counts.select("device", "rows", *shares)
+    return counts.select("device", "rows", *shares, *usual_shares(counts, reference))
 
 
 def _pivoted(readings: pl.DataFrame, metrics: Sequence[str], keys: Sequence[str]) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from expectations.frames import KEYS
 from expectations.profiles import ChannelDocument, ProfileDocument
+from expectations.references import MetricSuite
 
 EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)  # a clock that was never set shows 1970 or 1980
 
@@ -51,6 +52,19 @@ def device_expectations(parsed: ProfileDocument, known: Sequence[str]) -> list[E
             Expected(_BETWEEN, f"{metric}_complete", _complete(channel, parsed), {"min_value": quality.completeness}),
             Expected(_BETWEEN, f"{metric}_plausible", _plausible(channel, parsed), {"min_value": quality.plausible}),
             Expected(_BETWEEN, f"{metric}_spread", changes, {"min_value": 0, "strict_min": True}),
+        ]
+    return wanted
+
+
+def reference_expectations(reference: Sequence[MetricSuite]) -> list[Expected]:
+    """Return what is asked of each device by a suite from a data set, on the columns of `frames.device_frame`."""
+    wanted = []
+    for each in reference:
+        complete = f"{each.metric} to have a value in at least {each.complete:.4g} of the rows, as in the reference"
+        usual = f"{each.metric} {each.describe()}, as in the reference, at least {each.usual:.4g} as often as the fleet"
+        wanted += [
+            Expected(_BETWEEN, f"{each.metric}_complete", complete, {"min_value": each.complete}),
+            Expected(_BETWEEN, f"{each.metric}_usual", usual, {"min_value": each.usual}),
         ]
     return wanted
 

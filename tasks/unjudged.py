@@ -10,6 +10,7 @@ from typing import Final
 import polars as pl
 
 from expectations.profiles import ProfileDocument, read_profile
+from expectations.references import SuiteDocument, read_suite
 from fieldloop.domain.errors import ValidationError
 from fieldloop.stores import fleet
 from fieldloop.stores.lake import Lake
@@ -61,6 +62,7 @@ class NewReadings:
         passed: the devices that passed when last judged.
         set_aside: those that failed then.
         report_url: the newest earlier report; empty where there is none.
+        suite: the suite from a data set; where None, the one of the profile's name, if there is one.
     """
 
     run_id: str
@@ -72,9 +74,12 @@ class NewReadings:
     passed: tuple[str, ...]
     set_aside: tuple[SetAside, ...]
     report_url: str
+    suite: str | None = None
 
 
-def find_new(settings: Settings, profile: str, devices: Sequence[str] | None, run_id: str) -> NewReadings:
+def find_new(
+    settings: Settings, profile: str, devices: Sequence[str] | None, run_id: str, suite: str | None = None
+) -> NewReadings:
     """Find the readings that came since each device last passed.
 
     Args:
@@ -82,13 +87,14 @@ def find_new(settings: Settings, profile: str, devices: Sequence[str] | None, ru
         profile: the profile's name.
         devices: only these; None or none means all that are enrolled under the profile.
         run_id: names the report.
+        suite: the suite from a data set; where None, the one of the profile's name, if there is one.
 
     Raises:
-        DocumentError: there is no usable profile of that name.
+        DocumentError: there is no usable profile or suite of that name.
         ValidationError: a device is asked for that is enrolled under another profile, or not at all.
     """
     lake = Lake(settings)
-    contract = _digest(read_profile(settings.root, profile))
+    contract = _digest(read_profile(settings.root, profile), read_suite(settings.root, profile, suite))
     known = [device for device, name in fleet.devices(lake).items() if name == profile]
     if strangers := sorted(set(devices or ()) - set(known)):
         raise ValidationError(f"not enrolled under profile {profile}: {', '.join(strangers)}; there are {named(known)}")
@@ -107,6 +113,7 @@ def find_new(settings: Settings, profile: str, devices: Sequence[str] | None, ru
         passed=tuple(newest.filter("passed")["device"]),
         set_aside=tuple(SetAside(*row) for row in failed.select("device", "reason").iter_rows()),
         report_url=str(newest.sort("validated_at")["report_url"].last() or "") if newest.height else "",
+        suite=suite,
     )
 
 
@@ -121,9 +128,10 @@ def named(devices: Sequence[str]) -> str:
     return ", ".join(devices[:NAMED_DEVICES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _digest(parsed: ProfileDocument) -> str:
-    """Return what changes when the profile does."""
-    return hashlib.sha256(parsed.model_dump_json().encode()).hexdigest()
+def _digest(parsed: ProfileDocument, suite: SuiteDocument | None) -> str:
+    """Return what changes when the profile or the suite does."""
+    text = parsed.model_dump_json() + (suite.model_dump_json() if suite else "")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _contract_of_last_run(lake: Lake, profile: str) -> str | None:

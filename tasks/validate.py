@@ -26,7 +26,8 @@ from prefect.runtime import flow_run
 from expectations.frames import device_counts, device_frame, merge_counts, wide_frame
 from expectations.inspection import Inspection
 from expectations.profiles import ProfileDocument, compile_profile, read_profile
-from expectations.suites import device_expectations, reading_expectations
+from expectations.references import MetricSuite, read_suite
+from expectations.suites import device_expectations, reading_expectations, reference_expectations
 from fieldloop.domain.errors import ValidationError
 from fieldloop.stores import objects
 from fieldloop.stores.lake import Lake
@@ -48,9 +49,9 @@ TIMEOUT_S: Final = 1800
 
 
 @task(name="find new readings", retries=2, retry_delay_seconds=5, timeout_seconds=TIMEOUT_S, tags=["lake"])
-def find_new_readings(profile: str, devices: Sequence[str] | None) -> NewReadings:
+def find_new_readings(profile: str, devices: Sequence[str] | None, suite: str | None) -> NewReadings:
     """Find what is new since each device last passed."""
-    return find_new(Settings(), profile, devices, run_id=str(flow_run.id or uuid.uuid4()))
+    return find_new(Settings(), profile, devices, str(flow_run.id or uuid.uuid4()), suite)
 
 
 @task(name="judge readings", retries=1, retry_delay_seconds=10, timeout_seconds=TIMEOUT_S, tags=["great-expectations"])
@@ -77,12 +78,15 @@ def judge(settings: Settings, new: NewReadings, chunk_readings: int = CHUNK_READ
         StoreError: the lake cannot be read or written, or the report not be published.
     """
     parsed = read_profile(settings.root, new.profile)
+    suite = read_suite(settings.root, new.profile, new.suite)
+    reference = suite.metrics if suite else ()
     latest = datetime.now(UTC) + timedelta(microseconds=compile_profile(parsed).future_tolerance_us)
     with TemporaryDirectory(prefix="fieldloop-rows-") as rows, TemporaryDirectory(prefix="fieldloop-docs-") as docs:
-        spooled = _spool(Lake(settings), new, parsed, Path(rows), chunk_readings)
-        devices = device_frame(spooled.counts, parsed)
+        spooled = _spool(Lake(settings), new, parsed, reference, Path(rows), chunk_readings)
+        devices = device_frame(spooled.counts, parsed, reference)
         inspection = Inspection(Path(docs), new.run_id, max(len(devices), 1))
-        checks = inspection.run_devices("devices", devices, device_expectations(parsed, new.known))
+        asked = device_expectations(parsed, new.known) + reference_expectations(reference)
+        checks = inspection.run_devices("devices", devices, asked)
         bad = set_aside(checks)
         good = ~pl.col("device").is_in([refused.device for refused in bad])
         if len(devices) > len(bad):
@@ -134,7 +138,14 @@ class _Spooled:
     readings: int
 
 
-def _spool(lake: Lake, new: NewReadings, parsed: ProfileDocument, folder: Path, most: int) -> _Spooled:
+def _spool(
+    lake: Lake,
+    new: NewReadings,
+    parsed: ProfileDocument,
+    reference: Sequence[MetricSuite],
+    folder: Path,
+    most: int,
+) -> _Spooled:
     """Write all rows to files, a chunk a file, and count what devices are judged by."""
     profile = compile_profile(parsed)
     files, counts, rows, readings = [], [], 0, 0
@@ -142,7 +153,7 @@ def _spool(lake: Lake, new: NewReadings, parsed: ProfileDocument, folder: Path, 
         wide = wide_frame(chunk, profile)
         files.append(folder / f"{number:06}.parquet")
         wide.write_parquet(files[-1], compression="lz4")
-        counts.append(device_counts(wide, parsed))
+        counts.append(device_counts(wide, parsed, reference))
         rows, readings = rows + len(wide), readings + len(chunk)
     return _Spooled(files, merge_counts(counts), rows, readings)
 
