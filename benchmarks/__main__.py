@@ -30,7 +30,7 @@ def main() -> None:
     print(json.dumps({"name": sys.argv[1], **plain, **further, "machine": _machine()}))
 
 
-_NOT_BENCHMARKS = ("__init__", "__main__", "faulty_agent", "figure", "streams", "toys", "gateway", "power")
+_NOT_BENCHMARKS = ("__init__", "__main__", "faulty_agent", "figure", "influx", "streams", "toys", "gateway", "power")
 
 
 def _machine() -> dict[str, object]:

@@ -22,6 +22,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from deltalake import DeltaTable, write_deltalake
 
+from benchmarks import influx
 from benchmarks.figure import Figure
 from fieldloop.stores.compaction import LAYOUTS, encode
 from fieldloop.stores.lake import SCHEMAS, writer_properties
@@ -44,11 +45,16 @@ def measure() -> Figure:
         sets["beijing"] = _beijing(folder)
     else:
         further["beijing_left_out"] = "no data: FIELDLOOP_BEIJING names no folder"
+    peers = dict(_PEERS)
+    if influx.installed():
+        peers["InfluxDB 1.x, compacted"] = influx.kept_bytes
+    else:
+        further["influxdb_left_out"] = "not installed; Debian and Ubuntu: sudo apt-get install influxdb"
     for name, readings in sets.items():
         archive, live = _arrived(readings, live=False), _arrived(readings, live=True)
         further[name] = _lake(archive)
         further[f"{name}_live"] = _lake(live)
-        further[f"{name}_peers"] = {peer: round(kept(readings) / len(readings), 2) for peer, kept in _PEERS.items()}
+        further[f"{name}_peers"] = {peer: round(kept(readings) / len(readings), 2) for peer, kept in peers.items()}
         further[f"{name}_readings"] = len(readings)
     further["write_rows_s"] = _write_rows_s(_arrived(sets["wind_farm"], live=True))
     default = further["wind_farm_peers"]["parquet, defaults, as it arrived"]
