@@ -12,19 +12,15 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar
 
 import msgspec
 import nats.errors
 import nats.js.errors
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from minio import Minio
-from minio.error import S3Error
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 from securesystemslib.signer import CryptoSigner
-from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root
 
 from fieldloop.domain.enrolment import AgentConfig
 from fieldloop.domain.errors import ReleaseError, StoreError
@@ -39,12 +35,8 @@ from fieldloop.domain.release import (
     release_folder,
 )
 from fieldloop.stores import broker, objects
+from fieldloop.stores.repository import OFFLINE, ROLES, Repository, expiry, stored_name
 from fieldloop.stores.settings import Settings
-
-ROLES: Final = ("root", "targets", "snapshot", "timestamp")
-LIFETIME: Final = {"root": 365, "targets": 365, "snapshot": 30, "timestamp": 30}  # days until a signature expires
-
-_T = TypeVar("_T", Root, Targets, Snapshot, Timestamp)
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ def publish(settings: Settings, release: Release) -> Published:
     folder = release_folder(manifest.model, manifest.version)
     files = {f"{folder}/{name}": data for name, data in release.files().items()}
     with _repository(settings) as repository:
-        new = repository.add(files)
+        new = repository.add(files, datetime.now(UTC))
         asyncio.run(_mirror(settings, repository, files))
     return Published(release.digest, f"{folder}/{MANIFEST}", new)
 
@@ -85,6 +77,36 @@ def manifest_of(settings: Settings, published: Published) -> Manifest:
     if File.of(data).sha256 != published.digest:
         raise ReleaseError(f"releases/{key}: expected SHA-256 {published.digest}, got {File.of(data).sha256}")
     return decode_manifest(data)
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh did and saw: the roles that it signed anew, and when each role's metadata expires (UTC)."""
+
+    renewed: tuple[str, ...]
+    expires: Mapping[str, datetime]
+
+    def expiring(self, now: datetime, within: timedelta) -> dict[str, datetime]:
+        """Return the offline roles that expire soon: no refresh signs those anew."""
+        return {role: at for role, at in self.expires.items() if role in OFFLINE and at - now < within}
+
+
+def refresh(settings: Settings, now: datetime) -> Refreshed:
+    """Sign snapshot and timestamp anew where they are past half their life, and mirror what the mirror lacks.
+
+    Doing it again changes nothing; a refresh that was killed is finished by the next. Before the first release there
+    is nothing to refresh.
+
+    Raises:
+        ReleaseError: the repository's metadata is not signed by this install.
+        StoreError: object store or broker refuse.
+    """
+    with _repository(settings) as repository:
+        if not repository.signed:
+            return Refreshed((), {})
+        renewed = repository.renew(now)
+        asyncio.run(_mirror(settings, repository, {}))
+        return Refreshed(renewed, repository.expires())
 
 
 def trusted_root(settings: Settings) -> bytes:
@@ -120,99 +142,11 @@ def agent_config(settings: Settings, target: str, devices: Mapping[str, str]) ->
     return path
 
 
-class _Repository:
-    """The signed roles as they are in the bucket, verified against this install's own root."""
-
-    def __init__(self, store: Minio, root: bytes, signers: Mapping[str, CryptoSigner]) -> None:
-        self.store = store
-        self._root = root
-        self._signers = signers
-        timestamp: Metadata[Timestamp] | None = self._load("timestamp", "timestamp.json")
-        if timestamp is None:
-            self._timestamp, self._snapshot = Metadata(Timestamp()), Metadata(Snapshot())
-            self._targets = Metadata(Targets())
-            return
-        self._timestamp = timestamp
-        self._snapshot = self._require("snapshot", timestamp.signed.snapshot_meta.version)
-        self._targets = self._require("targets", self._snapshot.signed.meta["targets.json"].version)
-
-    def add(self, files: Mapping[str, bytes]) -> bool:
-        """Sign files in where they are new or changed, renew what is past half its life; return whether any were."""
-        described = {path: TargetFile.from_data(path, data, ["sha256"]) for path, data in files.items()}
-        changed = [path for path, file in described.items() if self.files.get(path) != file]
-        for path in changed:
-            objects.put(self.store, "releases", stored_name(described[path]), files[path])
-        self.files.update(described)
-        targets = self._sign("targets", self._targets) if changed or _stale(self._targets) else False
-        if targets:
-            self._snapshot.signed.meta["targets.json"] = MetaFile(self._targets.signed.version)
-        snapshot = self._sign("snapshot", self._snapshot) if targets or _stale(self._snapshot) else False
-        if snapshot:
-            self._timestamp.signed.snapshot_meta = MetaFile(self._snapshot.signed.version)
-        if snapshot or _stale(self._timestamp):
-            self._sign("timestamp", self._timestamp)
-        return bool(changed)
-
-    @property
-    def files(self) -> dict[str, TargetFile]:
-        """The signed files by path."""
-        return self._targets.signed.targets
-
-    def metadata(self) -> dict[str, bytes]:
-        """Return the current metadata by name, the timestamp last."""
-        return {
-            "metadata/1.root.json": self._root,
-            f"metadata/{self._targets.signed.version}.targets.json": self._targets.to_bytes(),
-            f"metadata/{self._snapshot.signed.version}.snapshot.json": self._snapshot.to_bytes(),
-            "metadata/timestamp.json": self._timestamp.to_bytes(),
-        }
-
-    def _sign(self, role: str, metadata: Metadata[_T]) -> bool:
-        """Write the role's next version."""
-        if metadata.signatures:
-            metadata.signed.version += 1
-        metadata.signed.expires = _expiry(role)
-        metadata.sign(self._signers[role])
-        name = "timestamp.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
-        objects.put(self.store, "releases", f"metadata/{name}", metadata.to_bytes(), "application/json")
-        return True
-
-    def _require(self, role: str, version: int) -> Metadata[_T]:
-        metadata: Metadata[_T] | None = self._load(role, f"{version}.{role}.json")
-        if metadata is None:
-            raise ReleaseError(
-                f"releases/metadata/{version}.{role}.json is missing: restore the bucket from a backup, or empty it "
-                "and publish again"
-            )
-        return metadata
-
-    def _load(self, role: str, name: str) -> Metadata[_T] | None:
-        data = _get_or_none(self.store, f"metadata/{name}")
-        if data is None:
-            return None
-        root: Metadata[Root] = Metadata.from_bytes(self._root)
-        try:
-            metadata: Metadata[_T] = Metadata.from_bytes(data)
-            root.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        except RepositoryError as exc:
-            raise ReleaseError(
-                f"releases/metadata/{name}: not signed by the keys of this installation: {exc}: restore the bucket, "
-                "or the folder `tuf` among the secrets, from a backup"
-            ) from exc
-        return metadata
-
-
-def stored_name(file: TargetFile) -> str:
-    """Return the name under which a target is stored: consistent snapshots put its hash before it."""
-    folder, _, name = file.path.rpartition("/")
-    return f"targets/{folder}/{file.hashes['sha256']}.{name}"
-
-
 @contextmanager
-def _repository(settings: Settings) -> Iterator[_Repository]:
+def _repository(settings: Settings) -> Iterator[Repository]:
     with _lock(settings):
         keys = _keys(settings)
-        yield _Repository(objects.client(settings, "releases"), _trusted_root(settings, keys), keys)
+        yield Repository(objects.client(settings, "releases"), _trusted_root(settings, keys), keys)
 
 
 @contextmanager
@@ -240,7 +174,7 @@ def _trusted_root(settings: Settings, signers: Mapping[str, CryptoSigner]) -> by
     """Return the root metadata, kept beside the keys so that it does not come from what it is to judge."""
     path = settings.secrets / "tuf" / "root.json"
     if not path.exists():
-        root = Root(version=1, expires=_expiry("root"), consistent_snapshot=True)
+        root = Root(version=1, expires=expiry("root", datetime.now(UTC)), consistent_snapshot=True)
         for role in ROLES:
             root.add_key(signers[role].public_key, role)
         metadata = Metadata(root)
@@ -249,7 +183,7 @@ def _trusted_root(settings: Settings, signers: Mapping[str, CryptoSigner]) -> by
     return path.read_bytes()
 
 
-async def _mirror(settings: Settings, repository: _Repository, files: Mapping[str, bytes]) -> None:
+async def _mirror(settings: Settings, repository: Repository, files: Mapping[str, bytes]) -> None:
     """Copy into the broker what is not there: files first, then metadata, the timestamp last.
 
     What is published now is compared byte for byte, so that publishing again mends a damaged mirror.
@@ -291,25 +225,6 @@ async def _broker_errors(what: str) -> AsyncIterator[None]:
         yield
     except (nats.errors.Error, TimeoutError) as exc:
         raise StoreError(f"{what}: {exc or type(exc).__name__}; is `fieldloop up` running?") from exc
-
-
-def _expiry(role: str) -> datetime:
-    return datetime.now(UTC).replace(microsecond=0) + timedelta(days=LIFETIME[role])
-
-
-def _stale(metadata: Metadata[_T]) -> bool:
-    """Say whether a role is unsigned or past half its life."""
-    left = metadata.signed.expires - datetime.now(UTC)
-    return not metadata.signatures or left < timedelta(days=LIFETIME[metadata.signed.type] / 2)
-
-
-def _get_or_none(store: Minio, key: str) -> bytes | None:
-    try:
-        return objects.get(store, "releases", key)
-    except StoreError as exc:
-        if isinstance(exc.__cause__, S3Error) and exc.__cause__.code == "NoSuchKey":
-            return None
-        raise
 
 
 def _private_folder(path: Path) -> None:

@@ -3,20 +3,23 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root, Signed, TargetFile, Timestamp
+from tuf.ngclient._internal import trusted_metadata_set
 
 from fieldloop.domain.errors import ReleaseError, ServiceError
 from fieldloop.domain.release import CHUNK_BYTES, Release, chunk_key
 from fieldloop.domain.rollout import Desired
 from fieldloop.edge import updater
 from fieldloop.stores import broker, releases
+from fieldloop.stores.repository import stored_name
 from fieldloop.stores.settings import Settings
 from tests.edge.targets import make_release
 
@@ -116,6 +119,20 @@ def test_expired_metadata_is_refused(target: Target) -> None:
         target.fetch(wanted)
 
 
+def test_a_mirror_held_still_is_refused_until_it_is_refreshed(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freeze: nothing is forged, but the timestamp's time passes. The platform's refresh opens the way again."""
+    wanted = target.publish(make_release(model="still"))
+    latest = target.newest("snapshot").signed.expires
+    later = datetime.now(UTC) + timedelta(days=40)
+    assert latest < later
+    monkeypatch.setattr(trusted_metadata_set, "datetime", _Clock(later))
+    with pytest.raises(ReleaseError, match="Expired"):
+        target.fetch(wanted)
+    assert releases.refresh(target.settings, later).renewed == ("snapshot", "timestamp")
+    target.mirror = asyncio.run(_mirror(target.settings))
+    assert target.fetch(wanted).digest == wanted.release
+
+
 def test_metadata_signed_by_another_key_is_refused(target: Target) -> None:
     """Only the install's own keys count, and they came with enrolment."""
     wanted = target.publish(make_release(model="key"))
@@ -213,7 +230,7 @@ def test_stolen_online_keys_sign_no_release(target: Target, name: str, keys: tup
     for file, data in evil.files().items():
         described = TargetFile.from_data(f"releases/{name}/1/{file}", data, ["sha256"])
         targets.signed.targets[described.path] = described
-        target.mirror[f"{releases.stored_name(described)}.0"] = data
+        target.mirror[f"{stored_name(described)}.0"] = data
     targets.signed.version += 1
     target.put(targets, *keys)
     target.point_at(targets.signed.version)
@@ -280,6 +297,13 @@ def test_files_of_many_chunks_come_whole() -> None:
             chunk_key("f", i): data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES] for i in range(length // CHUNK_BYTES + 1)
         }
         assert updater.Mirror(chunks.get).download_bytes("f", length) == data
+
+
+class _Clock(SimpleNamespace):
+    """Module `datetime` as the updater sees it, at a moment that does not pass."""
+
+    def __init__(self, now: datetime) -> None:
+        super().__init__(datetime=SimpleNamespace(now=lambda _: now), timezone=timezone)
 
 
 def _expire(signed: Signed) -> None:
