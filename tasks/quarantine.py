@@ -13,6 +13,7 @@ import polars as pl
 
 from fieldloop.domain.readings import Messages
 from fieldloop.domain.windows import OUT_OF_STREAM
+from fieldloop.stores.history import enter_replay
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
 from tasks.landing import Decoder, new_readings, refused
@@ -155,6 +156,7 @@ def _replay_batch(lake: Lake, decoder: Decoder, batch: pl.DataFrame) -> Replayed
     settled = _settled(rows, still, number)
     transaction = (APPLICATION, number)
     if len(fresh):
+        enter_replay(lake, number)
         lake.append("readings", fresh, transaction, snapshot=readings, unless=ACQUISITION)
     lake.append("quarantine", pl.concat([still, settled]), transaction, snapshot=quarantine)
     return Replayed(len(rows), len(fresh), len(decoded) - len(fresh), len(settled), len(still))

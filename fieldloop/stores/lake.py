@@ -38,6 +38,7 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "replay": pl.Int64,  # the replay that this row came out of; 0 for what was refused as it came
         "payload": pl.Binary,
     },
+    "replays": {"replay": pl.Int64, "began_at": TIME},
     "predictions": {
         "target": pl.String,
         "device": pl.String,

@@ -13,6 +13,7 @@ from fieldloop.cli.quarantine import app, printable
 from fieldloop.domain.errors import StoreError
 from fieldloop.domain.readings import Reason
 from fieldloop.stores import fleet
+from fieldloop.stores.history import readings_as_of
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
 from tasks.acquire import acquire
@@ -86,6 +87,32 @@ def test_mended_profile_brings_each_reading_once(workshop: Workshop, publish: Pu
     assert len(left(workshop, "Q1")) == 0
     assert replay(workshop, Choice(device="Q1")).messages == 0
     assert len(stored(workshop, "Q1")) == 6
+
+
+def test_readings_are_as_they_were_known_at_a_moment(workshop: Workshop, publish: Publish) -> None:
+    """Late readings are known from their arrival, what a replay brought from the replay on."""
+    lake = Lake(workshop)
+    fleet.add_devices(lake, ["Q9"], PROFILE)
+    moments = [datetime.now(UTC)]
+    publish([message("Q9", 30)])
+    acquire(workshop)
+    moments.append(datetime.now(UTC))
+    publish([message("Q9", 0)])
+    acquire(workshop)
+    moments.append(datetime.now(UTC))
+    workshop.promise(FIELD)
+    replay(workshop, Choice(device="Q9"))
+    moments.append(datetime.now(UTC))
+    known = [
+        readings_as_of(lake, moment).filter(pl.col("device") == "Q9").select("metric", minute="event_time").collect()
+        for moment in moments
+    ]
+    power, wind = "active_power", "wind_speed"
+    seen = [sorted((metric, minute.minute) for metric, minute in rows.iter_rows()) for rows in known]
+    assert seen[:3] == [[], [(power, 30)], [(power, 0), (power, 30)]]
+    assert seen[3] == [(power, 0), (power, 30), (wind, 0), (wind, 30)]
+    with pytest.raises(StoreError, match="time zone"):
+        readings_as_of(lake, datetime(2026, 1, 1))
 
 
 def test_what_still_fails_stays_with_its_new_reason(workshop: Workshop, publish: Publish) -> None:
