@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import polars as pl
 from nats.js.api import AckPolicy, ConsumerConfig
@@ -59,7 +60,7 @@ channels:
 """
 
 
-class _Settings(Settings):
+class BenchSettings(Settings):
     """Settings with a profile of the benchmark's own."""
 
     @property
@@ -71,7 +72,7 @@ class _Settings(Settings):
 def measure() -> Figure:
     """Drain both kinds of message from a fresh broker into a fresh lake."""
     further: dict[str, Any] = {}
-    with _data_plane() as settings:
+    with data_plane() as settings:
         asyncio.run(_publish(settings, SINGLE_MESSAGES, 1, BEGIN_MS))
         further["socket_limit_single"] = round(SINGLE_MESSAGES / _raw(settings, 0))
         further["nats_py_single"] = round(PEER_MESSAGES / asyncio.run(_row_wise(settings, 0, PEER_MESSAGES)))
@@ -95,7 +96,12 @@ def measure() -> Figure:
 
 
 @contextmanager
-def _data_plane() -> Iterator[Settings]:
+def data_plane(*, restart: bool = False) -> Iterator[Settings]:
+    """Start an object store and a broker in a folder of their own, with devices of profile `bench`.
+
+    Args:
+        restart: start a service again when it ends, in place of stopping the other.
+    """
     with tempfile.TemporaryDirectory(prefix="fieldloop-") as folder, ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in range(3)]
         for each in held:
@@ -103,13 +109,14 @@ def _data_plane() -> Iterator[Settings]:
         names = ("store_port", "nats_port", "mqtt_port")
         ports = {name: each.getsockname()[1] for name, each in zip(names, held, strict=True)}
         stack.close()
-        settings = _Settings.model_validate({"data_dir": folder, **ports})
+        settings = BenchSettings.model_validate({"data_dir": folder, **ports})
         profiles = settings.data_dir / "expectations" / "profiles"
         profiles.mkdir(parents=True)
         (profiles / "bench.yaml").write_text(PROFILE)
         make_secrets(settings)
         make_authority(settings)
-        start_stack(settings, platform.PLATFORM, [store_service.spec(settings), broker_service.spec(settings)])
+        specs = [store_service.spec(settings), broker_service.spec(settings)]
+        start_stack(settings, platform.PLATFORM, [msgspec.structs.replace(spec, restart=restart) for spec in specs])
         try:
             store_service.prepare(settings)
             platform.prepare_broker(settings)
