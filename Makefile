@@ -25,7 +25,7 @@ down: setup ## stop the platform; its data stays
 
 test: setup ## run the tests on real services; ARGS="-k broker" picks some
 	@command -v chromium > /dev/null || echo "no chromium here: the browser tests are skipped; Debian and Ubuntu: sudo apt-get install chromium"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: setup ## lint, format, types and import layers
 	$(BIN)/ruff check

@@ -34,6 +34,13 @@ def pytest_configure() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep in one process the tests of a file, and all of the demonstrated platform: their services start once."""
+    for item in items:
+        group = "looped" if "looped" in getattr(item, "fixturenames", ()) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Where no skip is allowed (`FIELDLOOP_NO_SKIP=1`), let a skipped test fail the session."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -74,13 +74,15 @@ def test_a_missing_table_is_empty_where_known_and_named_where_not(lake: Lake) ->
 
 def test_the_newest_entry_of_a_device_or_target_counts(lake: Lake) -> None:
     """Entering the same again adds nothing; entering it anew replaces what was."""
-    add_devices(lake, ["d1", "d2"], "old")
+    before = devices(lake)
+    add_devices(lake, ["entered-1", "entered-2"], "old")
     version = lake.version("devices")
-    add_devices(lake, ["d1"], "old")
+    add_devices(lake, ["entered-1"], "old")
     assert lake.version("devices") == version
-    add_devices(lake, ["d1"], "new")
-    assert devices(lake) == {"d1": "new", "d2": "old"}
+    add_devices(lake, ["entered-1"], "new")
+    assert devices(lake) == before | {"entered-1": "new", "entered-2": "old"}
     for minute, served in ((1, ["d1"]), (2, ["d1", "d2"])):
-        entry = ("gw", served, ["site=n"], datetime(2026, 1, 1, 0, minute, tzinfo=UTC))
+        entry = ("gw-entered", served, ["site=n"], datetime(2026, 1, 1, 0, minute, tzinfo=UTC))
         lake.append("targets", pl.DataFrame([entry], schema=SCHEMAS["targets"], orient="row"))
-    assert targets(lake) == (Target("gw", ("d1", "d2"), ("site=n",)),)
+    assert Target("gw-entered", ("d1", "d2"), ("site=n",)) in targets(lake)
+    assert sum(target.name == "gw-entered" for target in targets(lake)) == 1
