@@ -56,7 +56,7 @@ def installation() -> Iterator[Settings]:
         names = ("store_port", "nats_port", "mqtt_port")
         ports = {name: each.getsockname()[1] for name, each in zip(names, held, strict=True)}
         stack.close()
-        settings = Settings.model_validate({"data_dir": folder, **ports})
+        settings = Settings.model_validate({"data_dir": f"{folder}/data", "keys_dir": f"{folder}/keys", **ports})
         make_secrets(settings)
         make_authority(settings)
         start_stack(settings, platform.PLATFORM, [store_service.spec(settings), broker_service.spec(settings)])

@@ -19,7 +19,7 @@ def measure() -> Figure:
     start of the process, imports, states, results and artifacts.
     """
     with tempfile.TemporaryDirectory(prefix="fieldloop-") as folder:
-        os.environ["FIELDLOOP_DATA_DIR"] = folder
+        os.environ |= {"FIELDLOOP_DATA_DIR": f"{folder}/data", "FIELDLOOP_KEYS_DIR": f"{folder}/keys"}
         settings = Settings()
         began = time.monotonic()
         platform.up(settings, lambda _state: None, lambda _names, _seconds: None)

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from fieldloop.stores import releases
 from fieldloop.stores.releases import Refreshed
-from fieldloop.stores.repository import OFFLINE
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.signing import OFFLINE
 
 TIMEOUT_S: Final = 900
 
@@ -18,19 +18,23 @@ WarnDays = Annotated[int, Field(ge=1, le=3650)]
 
 @task(name="refresh signatures", retries=3, retry_delay_seconds=60, timeout_seconds=TIMEOUT_S, tags=["broker"])
 def refresh_signatures() -> Refreshed:
-    """Sign snapshot and timestamp anew where they need it."""
+    """Sign the online roles anew where they need it."""
     return releases.refresh(Settings(), datetime.now(UTC))
 
 
 def rows(refreshed: Refreshed, now: datetime, within: timedelta) -> list[dict[str, str]]:
     """Return a row a role, for a table artifact."""
-    expiring = refreshed.expiring(now, within)
+    states = {
+        **dict.fromkeys(refreshed.expires, "good"),
+        **dict.fromkeys(refreshed.renewed, "signed anew"),
+        **dict.fromkeys(refreshed.expiring(now, within), "EXPIRES SOON: fieldloop keys renew"),
+    }
     return [
         {
             "role": role,
             "key": "offline" if role in OFFLINE else "online",
             "expires": f"{at:%Y-%m-%d %H:%M} UTC",
-            "state": "EXPIRES SOON" if role in expiring else "signed anew" if role in refreshed.renewed else "good",
+            "state": states[role],
         }
         for role, at in refreshed.expires.items()
     ]

@@ -60,7 +60,8 @@ def free_settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Set
             for each in sockets:
                 each.bind(("127.0.0.1", 0))
             ports = {name: each.getsockname()[1] for name, each in zip(PORTS, sockets, strict=True)}
-        values: dict[str, object] = {"data_dir": tmp_path_factory.mktemp("fieldloop"), **ports, **fields}
+        folders = {"data_dir": tmp_path_factory.mktemp("fieldloop"), "keys_dir": tmp_path_factory.mktemp("keys")}
+        values: dict[str, object] = {**folders, **ports, **fields}
         return Settings.model_validate(values)
 
     return make

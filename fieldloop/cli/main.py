@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from fieldloop.cli import device, profile, quarantine, recipe, rollout, source, suite, target
+from fieldloop.cli import device, keys, profile, quarantine, recipe, rollout, source, suite, target
 from fieldloop.cli.rehearse import rehearse
 from fieldloop.domain.errors import FieldloopError, ServiceError
 from fieldloop.stores.settings import Settings
@@ -53,6 +53,7 @@ app = Fieldloop(
 app.add_typer(device.app, name="device")
 app.add_typer(target.app, name="target")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(keys.app, name="keys")
 app.command("rehearse")(rehearse)
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(profile.app, name="profile")

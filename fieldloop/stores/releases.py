@@ -1,42 +1,29 @@
 """Releases: a TUF repository in bucket `releases`, and its mirror in the broker.
 
-The object store is the system of record; agents read the mirror over their one broker connection. Files are written so
-that no metadata is ever seen that names a missing file: targets first, then targets metadata, snapshot, timestamp.
+The object store is the system of record; agents read the mirror over their one broker connection. Releases are signed
+by the online key of the role `releases`, to which the offline keys have given no other path.
 """
 
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
-import nats.errors
-import nats.js.errors
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from nats.js import JetStreamContext
-from nats.js.api import RawStreamMsg
-from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, Root
 
 from fieldloop.domain.enrolment import AgentConfig
-from fieldloop.domain.errors import ReleaseError, StoreError
-from fieldloop.domain.release import (
-    CHUNK_BYTES,
-    MANIFEST,
-    File,
-    Manifest,
-    Release,
-    chunk_key,
-    decode_manifest,
-    release_folder,
-)
-from fieldloop.stores import broker, objects
-from fieldloop.stores.repository import OFFLINE, ROLES, Repository, expiry, stored_name
+from fieldloop.domain.errors import ReleaseError
+from fieldloop.domain.release import MANIFEST, File, Manifest, Release, decode_manifest, release_folder
+from fieldloop.stores import mirror, objects
+from fieldloop.stores.private import private_folder, write_private
+from fieldloop.stores.repository import Repository
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.signing import OFFLINE, Ask, Keys, Role
+from fieldloop.stores.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -58,9 +45,9 @@ def publish(settings: Settings, release: Release) -> Published:
     manifest = release.open(release.digest)
     folder = release_folder(manifest.model, manifest.version)
     files = {f"{folder}/{name}": data for name, data in release.files().items()}
-    with _repository(settings) as repository:
+    with opened(settings) as (repository, _):
         new = repository.add(files, datetime.now(UTC))
-        asyncio.run(_mirror(settings, repository, files))
+        asyncio.run(mirror.copy(settings, repository, files))
     return Published(release.digest, f"{folder}/{MANIFEST}", new)
 
 
@@ -83,16 +70,16 @@ def manifest_of(settings: Settings, published: Published) -> Manifest:
 class Refreshed:
     """What a refresh did and saw: the roles that it signed anew, and when each role's metadata expires (UTC)."""
 
-    renewed: tuple[str, ...]
-    expires: Mapping[str, datetime]
+    renewed: tuple[Role, ...]
+    expires: Mapping[Role, datetime]
 
-    def expiring(self, now: datetime, within: timedelta) -> dict[str, datetime]:
+    def expiring(self, now: datetime, within: timedelta) -> dict[Role, datetime]:
         """Return the offline roles that expire soon: no refresh signs those anew."""
         return {role: at for role, at in self.expires.items() if role in OFFLINE and at - now < within}
 
 
 def refresh(settings: Settings, now: datetime) -> Refreshed:
-    """Sign snapshot and timestamp anew where they are past half their life, and mirror what the mirror lacks.
+    """Sign the online roles anew where they are past half their life, and mirror what the mirror lacks.
 
     Doing it again changes nothing; a refresh that was killed is finished by the next. Before the first release there
     is nothing to refresh.
@@ -101,18 +88,18 @@ def refresh(settings: Settings, now: datetime) -> Refreshed:
         ReleaseError: the repository's metadata is not signed by this install.
         StoreError: object store or broker refuse.
     """
-    with _repository(settings) as repository:
+    with opened(settings) as (repository, _):
         if not repository.signed:
             return Refreshed((), {})
-        renewed = repository.renew(now)
-        asyncio.run(_mirror(settings, repository, {}))
+        renewed = repository.settle(now)
+        asyncio.run(mirror.copy(settings, repository, {}))
         return Refreshed(renewed, repository.expires())
 
 
 def trusted_root(settings: Settings) -> bytes:
     """Return the root metadata that agents are given at enrolment; the install's keys are made where there are none."""
-    with _lock(settings):
-        return _trusted_root(settings, _keys(settings))
+    with _locked(settings):
+        return _trust(settings, Keys(settings)).root.to_bytes()
 
 
 def agent_config(settings: Settings, target: str, devices: Mapping[str, str]) -> Path:
@@ -124,7 +111,7 @@ def agent_config(settings: Settings, target: str, devices: Mapping[str, str]) ->
         devices: profile name by device.
     """
     folder = settings.data_dir / "agents" / target
-    _private_folder(folder)
+    private_folder(folder)
     certificate = settings.certificate("target", target)
     config = AgentConfig(
         target=target,
@@ -136,106 +123,40 @@ def agent_config(settings: Settings, target: str, devices: Mapping[str, str]) ->
         trusted_root="root.json",
         state="state",
     )
-    _write_private(folder / config.trusted_root, trusted_root(settings))
+    write_private(folder / config.trusted_root, trusted_root(settings))
     path = folder / "agent.json"
-    _write_private(path, msgspec.json.format(msgspec.json.encode(config), indent=2))
+    write_private(path, msgspec.json.format(msgspec.json.encode(config), indent=2))
     return path
 
 
 @contextmanager
-def _repository(settings: Settings) -> Iterator[Repository]:
-    with _lock(settings):
-        keys = _keys(settings)
-        yield Repository(objects.client(settings, "releases"), _trusted_root(settings, keys), keys)
+def opened(settings: Settings, ask: Ask | None = None) -> Iterator[tuple[Repository, Keys]]:
+    """Open the repository for the one writer at a time, with the keys that sign it.
+
+    Args:
+        settings: the installation; its keys are made where there are none.
+        ask: asks a person for the passphrase of the offline keys, where they are needed.
+
+    Raises:
+        ReleaseError: the repository's metadata is not signed by this install.
+        StoreError: the object store refuses.
+    """
+    with _locked(settings):
+        keys = Keys(settings, ask)
+        yield Repository(objects.client(settings, "releases"), _trust(settings, keys), keys), keys
 
 
 @contextmanager
-def _lock(settings: Settings) -> Iterator[None]:
+def _locked(settings: Settings) -> Iterator[None]:
     """One writer at a time: whoever signs has the keys on this machine."""
-    folder = settings.secrets / "tuf"
-    _private_folder(folder)
+    folder = private_folder(settings.secrets / "tuf")
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _keys(settings: Settings) -> dict[str, CryptoSigner]:
-    """Return the signer of each role; keys are made once."""
-    signers = {}
-    for role in ROLES:
-        path = settings.secrets / "tuf" / f"{role}.pem"
-        if not path.exists():
-            _write_private(path, CryptoSigner.generate_ed25519().private_bytes)
-        signers[role] = CryptoSigner(load_pem_private_key(path.read_bytes(), None))
-    return signers
-
-
-def _trusted_root(settings: Settings, signers: Mapping[str, CryptoSigner]) -> bytes:
-    """Return the root metadata, kept beside the keys so that it does not come from what it is to judge."""
-    path = settings.secrets / "tuf" / "root.json"
-    if not path.exists():
-        root = Root(version=1, expires=expiry("root", datetime.now(UTC)), consistent_snapshot=True)
-        for role in ROLES:
-            root.add_key(signers[role].public_key, role)
-        metadata = Metadata(root)
-        metadata.sign(signers["root"])
-        _write_private(path, metadata.to_bytes())
-    return path.read_bytes()
-
-
-async def _mirror(settings: Settings, repository: Repository, files: Mapping[str, bytes]) -> None:
-    """Copy into the broker what is not there: files first, then metadata, the timestamp last.
-
-    What is published now is compared byte for byte, so that publishing again mends a damaged mirror.
-    """
-    async with broker.platform(settings) as (_, js), _broker_errors("the release mirror was not written"):
-        for file in repository.files.values():
-            name = stored_name(file)
-            if file.path in files:
-                await _put(js, name, files[file.path])
-            elif await _value(js, broker.RELEASES, chunk_key(name, 0)) is None:
-                await _put(js, name, objects.get(repository.store, "releases", name))
-        for name, data in repository.metadata().items():
-            await _put(js, name, data)
-
-
-async def _put(js: JetStreamContext, name: str, data: bytes) -> None:
-    """Write the chunks that differ, the first one last: where it is, all are. The last is shorter than a full one."""
-    for index in range(len(data) // CHUNK_BYTES, -1, -1):
-        key, chunk = chunk_key(name, index), data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-        if await _value(js, broker.RELEASES, key) != chunk:
-            await js.publish(f"$KV.{broker.RELEASES}.{key}", chunk)
-
-
-async def _value(js: JetStreamContext, bucket: str, key: str) -> bytes | None:
-    message = await _last(js, bucket, key)
-    return (message.data or b"") if message else None
-
-
-async def _last(js: JetStreamContext, bucket: str, key: str) -> RawStreamMsg | None:
-    try:
-        return await js.get_msg(f"KV_{bucket}", subject=f"$KV.{bucket}.{key}", direct=True)
-    except nats.js.errors.NotFoundError:
-        return None
-
-
-@asynccontextmanager
-async def _broker_errors(what: str) -> AsyncIterator[None]:
-    try:
-        yield
-    except (nats.errors.Error, TimeoutError) as exc:
-        raise StoreError(f"{what}: {exc or type(exc).__name__}; is `fieldloop up` running?") from exc
-
-
-def _private_folder(path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    """Write a file that its owner alone may read, whole or not at all."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.unlink(missing_ok=True)
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-    beside.replace(path)
+def _trust(settings: Settings, keys: Keys) -> Trust:
+    trust = Trust(settings.secrets / "tuf")
+    if not trust.roots:
+        trust.make(keys, datetime.now(UTC))
+    return trust

@@ -2,109 +2,146 @@
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final, TypeVar
+from typing import Any, Final
 
 from minio import Minio
-from minio.error import S3Error
-from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
 
-from fieldloop.domain.errors import ReleaseError, StoreError
+from fieldloop.domain.errors import ReleaseError
 from fieldloop.stores import objects
+from fieldloop.stores.signing import Keys, Role
+from fieldloop.stores.trust import LIFETIME, Trust, digest, expiry
 
-ROLES: Final = ("root", "targets", "snapshot", "timestamp")
-OFFLINE: Final = ("root", "targets")  # signed when a release is published or keys are made, never by a refresh
-
-# Days until a signature expires. Those of the online roles bound how long a mirror can be held still unnoticed; a daily
-# refresh renews them past half of it, so that three days without one do no harm. An agent that runs needs none of them.
-LIFETIME: Final = {"root": 365, "targets": 365, "snapshot": 14, "timestamp": 7}
-
-_T = TypeVar("_T", Root, Targets, Snapshot, Timestamp)
+ONLINE: Final[tuple[Role, ...]] = ("releases", "snapshot", "timestamp")  # in the order in which they are signed
 
 
 class Repository:
-    """The signed roles as they are in the bucket, verified against this install's own root."""
+    """The online roles as they are in the bucket, held against what the offline keys have signed."""
 
-    def __init__(self, store: Minio, root: bytes, signers: Mapping[str, CryptoSigner]) -> None:
+    def __init__(self, store: Minio, trust: Trust, keys: Keys) -> None:
         self.store = store
-        self._root = root
-        self._signers = signers
-        timestamp: Metadata[Timestamp] | None = self._load("timestamp", "timestamp.json")
-        if timestamp is None:
-            self._timestamp, self._snapshot = Metadata(Timestamp()), Metadata(Snapshot())
-            self._targets = Metadata(Targets())
-            return
-        self._timestamp = timestamp
-        self._snapshot = self._require("snapshot", timestamp.signed.snapshot_meta.version)
-        self._targets = self._require("targets", self._snapshot.signed.meta["targets.json"].version)
+        self.trust = trust
+        self._keys = keys
+        self._carried = trust.carried()
+        self._replaced: set[Role] = set()  # roles whose metadata is right but by a key that was replaced
+        self._timestamp, self._snapshot, self._releases = self._read()
 
     @property
     def signed(self) -> bool:
         """Whether anything has been signed yet."""
         return bool(self._timestamp.signatures)
 
+    @property
+    def files(self) -> dict[str, TargetFile]:
+        """The signed files by path."""
+        return self._releases.signed.targets
+
+    def content(self, path: str) -> bytes:
+        """Return a signed file.
+
+        Raises:
+            ReleaseError: it is not among the signed ones, or is another in the bucket.
+            StoreError: it is not in the bucket.
+        """
+        if path not in self.files:
+            raise ReleaseError(f"{path}: not among the signed files: `fieldloop release list` shows what is")
+        name = stored_name(self.files[path])
+        data = objects.get(self.store, "releases", name)
+        if digest(data) != self.files[path].hashes["sha256"]:
+            raise ReleaseError(f"releases/{name}: expected SHA-256 {self.files[path].hashes['sha256']}, got another")
+        return data
+
     def add(self, files: Mapping[str, bytes], now: datetime) -> bool:
-        """Sign files in where they are new or changed, renew what is past half its life; return whether any were."""
+        """Sign files in where they are new or changed, renew what needs it; return whether any were."""
+        return self.change(files, (), now)
+
+    def change(self, files: Mapping[str, bytes], gone: tuple[str, ...], now: datetime) -> bool:
+        """Sign files in, and those at other paths out; return whether that changed anything."""
         described = {path: TargetFile.from_data(path, data, ["sha256"]) for path, data in files.items()}
         changed = [path for path, file in described.items() if self.files.get(path) != file]
         for path in changed:
             objects.put(self.store, "releases", stored_name(described[path]), files[path])
+        left = [path for path in gone if self.files.pop(path, None)]
         self.files.update(described)
-        if changed or _stale(self._targets, now):
-            self._sign("targets", self._targets, now)
-            self._snapshot.signed.meta["targets.json"] = MetaFile(self._targets.signed.version)
-            self._sign_snapshot(now)
-        self.renew(now)
-        return bool(changed)
+        self.settle(now, changed=bool(changed or left))
+        return bool(changed or left)
 
-    def renew(self, now: datetime) -> tuple[str, ...]:
-        """Sign the online roles anew that are past half their life; return them."""
-        if _stale(self._snapshot, now):
-            self._sign_snapshot(now)
-            return ("snapshot", "timestamp")
-        if _stale(self._timestamp, now):
+    def settle(self, now: datetime, *, changed: bool = False) -> tuple[Role, ...]:
+        """Sign what is changed, past half its life, or by a replaced key, and what names it; return those roles."""
+        self._publish_trust()
+        signed: list[Role] = []
+        if changed or self._due("releases", self._releases, now):
+            self._sign("releases", self._releases, now)
+            signed.append("releases")
+        versions = {"targets.json": self.trust.targets.signed.version, "releases.json": self._releases.signed.version}
+        named = {name: meta.version for name, meta in self._snapshot.signed.meta.items()}
+        if named != versions or self._due("snapshot", self._snapshot, now):
+            self._snapshot.signed.meta = {name: MetaFile(version) for name, version in versions.items()}
+            self._sign("snapshot", self._snapshot, now)
+            signed.append("snapshot")
+        if "snapshot" in signed or self._due("timestamp", self._timestamp, now):
+            self._timestamp.signed.snapshot_meta = MetaFile(self._snapshot.signed.version)
             self._sign("timestamp", self._timestamp, now)
-            return ("timestamp",)
-        return ()
+            signed.append("timestamp")
+        self.trust.settled()
+        return tuple(signed)
 
-    def expires(self) -> dict[str, datetime]:
+    def expires(self) -> dict[Role, datetime]:
         """Return when the metadata of each role expires."""
-        root: Metadata[Root] = Metadata.from_bytes(self._root)
-        signed = (root.signed, self._targets.signed, self._snapshot.signed, self._timestamp.signed)
-        return {each.type: each.expires for each in signed}
+        return {role: each.signed.expires for role, each in self._by_role().items()}
 
-    @property
-    def files(self) -> dict[str, TargetFile]:
-        """The signed files by path."""
-        return self._targets.signed.targets
+    def versions(self) -> dict[Role, int]:
+        """Return the version of each role's metadata, 0 where there is none yet."""
+        return {role: each.signed.version if each.signatures else 0 for role, each in self._by_role().items()}
 
     def metadata(self) -> dict[str, bytes]:
-        """Return the current metadata by name, the timestamp last."""
+        """Return the current metadata by name, all roots among it, the timestamp last."""
         return {
-            "metadata/1.root.json": self._root,
-            f"metadata/{self._targets.signed.version}.targets.json": self._targets.to_bytes(),
+            **self.trust.files(),
+            f"metadata/{self._releases.signed.version}.releases.json": self._releases.to_bytes(),
             f"metadata/{self._snapshot.signed.version}.snapshot.json": self._snapshot.to_bytes(),
             "metadata/timestamp.json": self._timestamp.to_bytes(),
         }
 
-    def _sign_snapshot(self, now: datetime) -> None:
-        """Write the next snapshot, and the timestamp that names it."""
-        self._sign("snapshot", self._snapshot, now)
-        self._timestamp.signed.snapshot_meta = MetaFile(self._snapshot.signed.version)
-        self._sign("timestamp", self._timestamp, now)
+    def carry(self) -> None:
+        """Remember what is right now, before keys are replaced."""
+        if self.signed:
+            self.trust.carry([each.to_bytes() for each in (self._timestamp, self._snapshot, self._releases)])
 
-    def _sign(self, role: str, metadata: Metadata[_T], now: datetime) -> None:
+    def _by_role(self) -> dict[Role, Metadata[Any]]:
+        signed = (self.trust.root, self.trust.targets, self._releases, self._snapshot, self._timestamp)
+        return dict(zip(LIFETIME, signed, strict=True))
+
+    def _read(self) -> tuple[Metadata[Timestamp], Metadata[Snapshot], Metadata[Targets]]:
+        timestamp = self._load("timestamp", "timestamp.json")
+        if timestamp is None:
+            return Metadata(Timestamp()), Metadata(Snapshot()), Metadata(Targets())
+        snapshot = self._require("snapshot", timestamp.signed.snapshot_meta.version)
+        return timestamp, snapshot, self._require("releases", snapshot.signed.meta["releases.json"].version)
+
+    def _publish_trust(self) -> None:
+        """Write what the offline keys have signed and the bucket lacks."""
+        for name, data in self.trust.files().items():
+            if objects.find(self.store, "releases", name) != data:
+                objects.put(self.store, "releases", name, data, "application/json")
+
+    def _due(self, role: Role, metadata: Metadata[Any], now: datetime) -> bool:
+        """Say whether a role is unsigned, past half its life, or signed by a key that was replaced."""
+        left = metadata.signed.expires - now
+        return not metadata.signatures or left < timedelta(days=LIFETIME[role] / 2) or role in self._replaced
+
+    def _sign(self, role: Role, metadata: Metadata[Any], now: datetime) -> None:
         """Write the role's next version."""
         if metadata.signatures:
             metadata.signed.version += 1
         metadata.signed.expires = expiry(role, now)
-        metadata.sign(self._signers[role])
+        metadata.sign(self._keys.signer(role, self.trust.keyid(role)))
         name = "timestamp.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
         objects.put(self.store, "releases", f"metadata/{name}", metadata.to_bytes(), "application/json")
 
-    def _require(self, role: str, version: int) -> Metadata[_T]:
-        metadata: Metadata[_T] | None = self._load(role, f"{version}.{role}.json")
+    def _require(self, role: Role, version: int) -> Metadata[Any]:
+        metadata = self._load(role, f"{version}.{role}.json")
         if metadata is None:
             raise ReleaseError(
                 f"releases/metadata/{version}.{role}.json is missing: restore the bucket from a backup, or empty it "
@@ -112,19 +149,21 @@ class Repository:
             )
         return metadata
 
-    def _load(self, role: str, name: str) -> Metadata[_T] | None:
-        data = _get_or_none(self.store, f"metadata/{name}")
+    def _load(self, role: Role, name: str) -> Metadata[Any] | None:
+        data = objects.find(self.store, "releases", f"metadata/{name}")
         if data is None:
             return None
-        root: Metadata[Root] = Metadata.from_bytes(self._root)
         try:
-            metadata: Metadata[_T] = Metadata.from_bytes(data)
-            root.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+            metadata: Metadata[Any] = Metadata.from_bytes(data)
         except RepositoryError as exc:
-            raise ReleaseError(
-                f"releases/metadata/{name}: not signed by the keys of this installation: {exc}: restore the bucket, "
-                "or the folder `tuf` among the secrets, from a backup"
-            ) from exc
+            raise ReleaseError(f"releases/metadata/{name}: no metadata: {exc}: restore it from a backup") from exc
+        if not self.trust.judges(role, metadata):
+            if digest(data) not in self._carried:
+                raise ReleaseError(
+                    f"releases/metadata/{name}: not signed by the keys of this installation: restore the bucket, or "
+                    "the folder `tuf` among the secrets, from a backup"
+                )
+            self._replaced.add(role)
         return metadata
 
 
@@ -132,23 +171,3 @@ def stored_name(file: TargetFile) -> str:
     """Return the name under which a target is stored: consistent snapshots put its hash before it."""
     folder, _, name = file.path.rpartition("/")
     return f"targets/{folder}/{file.hashes['sha256']}.{name}"
-
-
-def expiry(role: str, now: datetime) -> datetime:
-    """Return when metadata of a role that is signed now expires."""
-    return now.replace(microsecond=0) + timedelta(days=LIFETIME[role])
-
-
-def _stale(metadata: Metadata[_T], now: datetime) -> bool:
-    """Say whether a role is unsigned or past half its life."""
-    left = metadata.signed.expires - now
-    return not metadata.signatures or left < timedelta(days=LIFETIME[metadata.signed.type] / 2)
-
-
-def _get_or_none(store: Minio, key: str) -> bytes | None:
-    try:
-        return objects.get(store, "releases", key)
-    except StoreError as exc:
-        if isinstance(exc.__cause__, S3Error) and exc.__cause__.code == "NoSuchKey":
-            return None
-        raise

@@ -4,13 +4,14 @@ Every address follows from a host and a port, or is given whole where the servic
 from files when asked for and are never part of the settings themselves.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fieldloop.domain.errors import ServiceError
@@ -49,6 +50,9 @@ class Settings(BaseSettings):
     Attributes:
         data_dir: folder of all data, secrets, logs and state; made absolute.
         secrets_dir: folder of secrets where it is not `<data_dir>/secrets`.
+        keys_dir: folder of the offline keys that sign releases, outside the data folder; where left out, one of this
+            installation's own in the user's configuration folder.
+        keys_passphrase_file: file that holds the passphrase of those keys, and nothing else.
         host: address that the embedded services bind to.
         store: which object store `up` starts; `auto` takes MinIO where its binary is found, else SeaweedFS.
         minio: the MinIO binary, where it is neither on `PATH` nor in the user's cache folder.
@@ -69,6 +73,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path(".fieldloop")
     secrets_dir: Path | None = None
+    keys_dir: Path | None = None
+    keys_passphrase_file: Path | None = None
     host: str = "127.0.0.1"
     store: StoreKind = "auto"
     minio: Path | None = None
@@ -84,10 +90,17 @@ class Settings(BaseSettings):
     prefect_url: str | None = None
     mlflow_url: str | None = None
 
-    @field_validator("data_dir", "secrets_dir", "minio")
+    @field_validator("data_dir", "secrets_dir", "keys_dir", "keys_passphrase_file", "minio")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
+
+    @field_validator("keys_dir")
+    @classmethod
+    def _apart(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is not None and "data_dir" in info.data and path.is_relative_to(info.data["data_dir"]):
+            raise ValueError(f"expected a folder outside the data folder {info.data['data_dir']}, got {path}")
+        return path
 
     @property
     def root(self) -> Path:
@@ -133,6 +146,13 @@ class Settings(BaseSettings):
     def secrets(self) -> Path:
         """Folder of the secrets (0700)."""
         return self.secrets_dir or self.data_dir / "secrets"
+
+    @property
+    def offline_keys(self) -> Path:
+        """Folder of the offline keys (0700); by default it follows from where the data folder is."""
+        configuration = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        own = hashlib.sha256(bytes(self.data_dir)).hexdigest()[:12]
+        return self.keys_dir or configuration / "fieldloop" / f"keys-{own}"
 
     def store_credentials(self, identity: StoreIdentity) -> Credentials:
         """Return the key pair of an object-store identity.

@@ -58,6 +58,7 @@ def up(settings: Settings, report: Report, waiting: Callable[[Sequence[str], flo
     """
     make_secrets(settings)
     make_authority(settings)
+    _make_signing_keys(settings)
     for name, url in _outside(settings).items():
         if not answers(_probe(url)):
             raise ServiceError(f"{name}: nothing answers at {url} (FIELDLOOP_{name.upper()}_URL)")
@@ -108,6 +109,13 @@ async def _prepare_broker(settings: Settings) -> None:
 
     async with client.platform(settings) as (_, streams):
         await client.prepare(streams)
+
+
+def _make_signing_keys(settings: Settings) -> None:
+    """Make the keys that sign releases, so that no run of a flow ever has to."""
+    from fieldloop.stores import releases
+
+    releases.trusted_root(settings)
 
 
 def _preparations(settings: Settings) -> dict[str, Callable[[], None]]:

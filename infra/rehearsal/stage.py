@@ -72,7 +72,8 @@ def stage(further: Mapping[str, Any], specs: Sequence[Any] = ()) -> Iterator[Set
         specs: functions from settings to further services.
     """
     folder = Path(tempfile.mkdtemp(prefix="fieldloop-rehearsal-"))
-    settings = Settings.model_validate({"data_dir": folder, **_free_ports(), **further})
+    folders = {"data_dir": folder / "data", "keys_dir": folder / "keys"}
+    settings = Settings.model_validate({**folders, **_free_ports(), **further})
     try:
         make_secrets(settings)
         make_authority(settings)

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root, Signed, TargetFile, Timestamp
 from tuf.ngclient._internal import trusted_metadata_set
@@ -21,6 +20,8 @@ from fieldloop.edge import updater
 from fieldloop.stores import broker, releases
 from fieldloop.stores.repository import stored_name
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.signing import Keys, Role
+from fieldloop.stores.trust import Trust
 from tests.edge.targets import make_release
 
 TIMESTAMP = "metadata/timestamp.json.0"
@@ -54,30 +55,28 @@ class Target:
         metadata.sign(key or self.key("timestamp"))
         self.mirror[TIMESTAMP] = metadata.to_bytes()
 
-    def key(self, role: str) -> CryptoSigner:
+    def key(self, role: Role) -> CryptoSigner:
         """Return a role's key, which in these tests is the attacker's prey."""
-        pem = (self.settings.secrets / "tuf" / f"{role}.pem").read_bytes()
-        return CryptoSigner(load_pem_private_key(pem, None))
+        return Keys(self.settings).signer(role, Trust(self.settings.secrets / "tuf").keyid(role))
 
     def newest(self, role: str) -> Metadata[Any]:
         """Return the mirror's newest metadata of a role other than timestamp."""
         name = max((name for name in self.mirror if f".{role}.json" in name), key=_version)
         return Metadata.from_bytes(self.mirror[name])
 
-    def put(self, metadata: Metadata[Any], *keys: str) -> None:
-        """Sign metadata with the keys of these roles, and put it into the mirror under its version."""
+    def put(self, role: str, metadata: Metadata[Any], *keys: Role) -> None:
+        """Sign a role's metadata with the keys of these roles, and put it into the mirror under its version."""
         metadata.signatures.clear()
-        for role in keys:
-            metadata.sign(self.key(role), append=True)
-        signed = metadata.signed
-        self.mirror[f"metadata/{signed.version}.{signed.type}.json.0"] = metadata.to_bytes()
+        for key in keys:
+            metadata.sign(self.key(key), append=True)
+        self.mirror[f"metadata/{metadata.signed.version}.{role}.json.0"] = metadata.to_bytes()
 
-    def point_at(self, version: int) -> None:
-        """Have snapshot and timestamp, signed with their own keys, name a version of the targets metadata."""
+    def point_at(self, role: str, version: int) -> None:
+        """Have snapshot and timestamp, signed with their own keys, name a version of a role's metadata."""
         snapshot = self.newest("snapshot")
         snapshot.signed.version += 1
-        snapshot.signed.meta["targets.json"].version = version
-        self.put(snapshot, "snapshot")
+        snapshot.signed.meta[f"{role}.json"].version = version
+        self.put("snapshot", snapshot, "snapshot")
         self.sign(lambda timestamp: _name(timestamp, snapshot.signed.version))
 
 
@@ -128,7 +127,7 @@ def test_a_mirror_held_still_is_refused_until_it_is_refreshed(target: Target, mo
     monkeypatch.setattr(trusted_metadata_set, "datetime", _Clock(later))
     with pytest.raises(ReleaseError, match="Expired"):
         target.fetch(wanted)
-    assert releases.refresh(target.settings, later).renewed == ("snapshot", "timestamp")
+    assert releases.refresh(target.settings, later).renewed == ("releases", "snapshot", "timestamp")
     target.mirror = asyncio.run(_mirror(target.settings))
     assert target.fetch(wanted).digest == wanted.release
 
@@ -144,9 +143,9 @@ def test_metadata_signed_by_another_key_is_refused(target: Target) -> None:
 def test_a_snapshot_of_another_time_is_refused(target: Target) -> None:
     """Mix and match: one role's metadata is replaced by an older version of the same role."""
     target.publish(make_release(model="mix", version=1))
-    older = {name: data for name, data in target.mirror.items() if ".targets.json" in name}
+    older = {name: data for name, data in target.mirror.items() if ".releases.json" in name}
     wanted = target.publish(make_release(model="mix", version=2, bias=1.0))
-    newest = max((name for name in target.mirror if ".targets.json" in name), key=_version)
+    newest = max((name for name in target.mirror if ".releases.json" in name), key=_version)
     target.mirror[newest] = older[max(older, key=_version)]
     with pytest.raises(ReleaseError, match="not trusted"):
         target.fetch(wanted)
@@ -205,57 +204,68 @@ def test_garbage_for_metadata_is_refused(target: Target, garbage: bytes) -> None
         target.fetch(wanted)
 
 
-@pytest.mark.parametrize("role", ["targets", "snapshot"])
-def test_every_roles_expired_metadata_is_refused(target: Target, role: str) -> None:
+@pytest.mark.parametrize("role", ["targets", "releases", "snapshot"])
+def test_every_roles_expired_metadata_is_refused(target: Target, role: Role) -> None:
     """A fresh timestamp makes nothing fresh that it leads to."""
     wanted = target.publish(make_release(model="expired"))
     metadata = target.newest(role)
     _expire(metadata.signed)
-    target.put(metadata, role)
-    if role == "targets":
-        target.point_at(metadata.signed.version)
-    else:
+    target.put(role, metadata, role)
+    if role == "snapshot":
         target.sign(lambda timestamp: _name(timestamp, metadata.signed.version))
+    else:
+        target.point_at(role, metadata.signed.version)
     with pytest.raises(ReleaseError, match=f"{role}.* is expired"):
         target.fetch(wanted)
 
 
 @pytest.mark.parametrize("keys", [(), ("snapshot", "timestamp")], ids=["unsigned", "online keys"])
 @pytest.mark.parametrize("name", ["new", "stolen"])
-def test_stolen_online_keys_sign_no_release(target: Target, name: str, keys: tuple[str, ...]) -> None:
+def test_stolen_online_keys_sign_no_release(target: Target, name: str, keys: tuple[Role, ...]) -> None:
     """With snapshot's and timestamp's keys: neither a new release nor another graph for one that is there."""
     target.publish(make_release(model="stolen"))
     evil = make_release(model=name, bias=66.0)
-    targets = target.newest("targets")
-    for file, data in evil.files().items():
-        described = TargetFile.from_data(f"releases/{name}/1/{file}", data, ["sha256"])
-        targets.signed.targets[described.path] = described
-        target.mirror[f"{stored_name(described)}.0"] = data
-    targets.signed.version += 1
-    target.put(targets, *keys)
-    target.point_at(targets.signed.version)
+    wanted = _smuggle(target, "releases", evil, f"releases/{name}/1", keys)
     with pytest.raises(ReleaseError, match="UnsignedMetadata"):
-        target.fetch(Desired(evil.digest, f"releases/{name}/1/manifest.json", 0, "test"))
+        target.fetch(wanted)
+
+
+def test_the_key_of_releases_signs_nothing_in_the_name_of_targets(target: Target) -> None:
+    """Who may sign what, and where, is said by the offline keys alone."""
+    target.publish(make_release(model="stolen"))
+    evil = make_release(model="above", bias=66.0)
+    wanted = _smuggle(target, "targets", evil, "releases/above/1", ("releases", "snapshot", "timestamp"))
+    with pytest.raises(ReleaseError, match="UnsignedMetadata"):
+        target.fetch(wanted)
+
+
+def test_the_key_of_releases_signs_nothing_outside_its_paths(target: Target) -> None:
+    """What it signs elsewhere is as if it were not there."""
+    target.publish(make_release(model="stolen"))
+    evil = make_release(model="elsewhere", bias=66.0)
+    wanted = _smuggle(target, "releases", evil, "elsewhere", ("releases",))
+    with pytest.raises(ReleaseError, match="not among the signed targets"):
+        target.fetch(wanted)
 
 
 def test_stolen_online_keys_bring_no_older_targets_back(target: Target) -> None:
     """A target that has seen a newer list of releases takes no older one, for instance from before a withdrawal."""
     before = target.publish(make_release(model="withdrawn", version=1))
-    older = target.newest("targets").signed.version
+    older = target.newest("releases").signed.version
     target.fetch(target.publish(make_release(model="withdrawn", version=2, bias=1.0)))
-    target.point_at(older)
+    target.point_at("releases", older)
     with pytest.raises(ReleaseError, match="BadVersionNumber"):
         target.fetch(before)
 
 
-@pytest.mark.parametrize("keys", [("snapshot", "timestamp"), ("targets", "snapshot", "timestamp")])
-def test_stolen_keys_below_root_make_no_root(target: Target, keys: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("keys", [("releases", "snapshot", "timestamp"), ("targets", "releases", "snapshot")])
+def test_stolen_keys_below_root_make_no_root(target: Target, keys: tuple[Role, ...]) -> None:
     """Who may sign what is said by the root's key alone."""
     wanted = target.publish(make_release(model="root"))
     root: Metadata[Root] = Metadata.from_bytes(releases.trusted_root(target.settings))
     root.signed.version += 1
     root.signed.add_key(CryptoSigner.generate_ed25519().public_key, "targets")
-    target.put(root, *keys)
+    target.put("root", root, *keys)
     with pytest.raises(ReleaseError, match="UnsignedMetadata"):
         target.fetch(wanted)
 
@@ -297,6 +307,19 @@ def test_files_of_many_chunks_come_whole() -> None:
             chunk_key("f", i): data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES] for i in range(length // CHUNK_BYTES + 1)
         }
         assert updater.Mirror(chunks.get).download_bytes("f", length) == data
+
+
+def _smuggle(target: Target, role: str, release: Release, folder: str, keys: tuple[Role, ...]) -> Desired:
+    """Put a release into the mirror, named by metadata of a role that is signed with the keys at hand."""
+    metadata = target.newest(role)
+    for file, data in release.files().items():
+        described = TargetFile.from_data(f"{folder}/{file}", data, ["sha256"])
+        metadata.signed.targets[described.path] = described
+        target.mirror[f"{stored_name(described)}.0"] = data
+    metadata.signed.version += 1
+    target.put(role, metadata, *keys)
+    target.point_at(role, metadata.signed.version)
+    return Desired(release.digest, f"{folder}/manifest.json", 0, "test")
 
 
 class _Clock(SimpleNamespace):

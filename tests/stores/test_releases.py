@@ -13,6 +13,7 @@ from fieldloop.domain.release import CHUNK_BYTES, File, Manifest, Release, encod
 from fieldloop.domain.windows import WindowSpec
 from fieldloop.stores import broker, objects, releases
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.signing import OFFLINE
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_metadata_that_this_install_did_not_sign_is_not_built_upon(install: Sett
     """Somebody with write access to the bucket cannot have entries signed by us."""
     releases.publish(install, _release("forged"))
     store = objects.client(install, "releases")
-    name = max((n for n in _objects(install) if n.endswith(".targets.json")), key=_number)
+    name = max((n for n in _objects(install) if n.endswith(".releases.json")), key=_number)
     genuine = objects.get(store, "releases", name)
     metadata: Metadata[Targets] = Metadata.from_bytes(genuine)
     metadata.signed.targets.clear()
@@ -93,7 +94,7 @@ def test_releases_published_at_once_are_all_signed(install: Settings) -> None:
     wanted = [_release("crowd", version=n) for n in range(1, 5)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda release: releases.publish(install, release), wanted))
-    name = max((n for n in _objects(install) if n.endswith(".targets.json")), key=_number)
+    name = max((n for n in _objects(install) if n.endswith(".releases.json")), key=_number)
     metadata: Metadata[Targets] = Metadata.from_bytes(
         objects.get(objects.client(install, "releases"), "releases", name)
     )
@@ -104,11 +105,20 @@ def test_releases_published_at_once_are_all_signed(install: Settings) -> None:
 def test_signing_keys_are_private(install: Settings) -> None:
     """Keys and the folder that holds them are for their owner alone."""
     releases.trusted_root(install)
-    folder = install.secrets / "tuf"
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    keys = list(folder.glob("*.pem"))
-    assert len(keys) == 4
+    online, offline = install.secrets / "tuf", install.offline_keys
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (online, offline)} == {0o700}
+    keys = [*online.glob("*.pem"), *offline.glob("*.pem")]
+    assert len(keys) == 5
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
+
+
+def test_offline_keys_lie_apart_and_encrypted(install: Settings) -> None:
+    """Whoever has the data folder, or a copy of it, has neither root's nor targets' key."""
+    releases.trusted_root(install)
+    names = {path.name.partition("-")[0] for path in install.data_dir.rglob("*.pem")}
+    assert not names & set(OFFLINE)
+    for path in install.offline_keys.glob("*.pem"):
+        assert b"ENCRYPTED" in path.read_bytes()
 
 
 def test_an_agents_folder_is_complete_and_private(install: Settings) -> None:
