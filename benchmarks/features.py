@@ -21,7 +21,8 @@ from fieldloop.domain.graph import feature_graph
 from fieldloop.domain.grid import DeviceGrid
 from fieldloop.domain.parts import NO_RUN
 from fieldloop.domain.recipe import Recipe
-from tasks.examples import Examples, feature_run, features
+from tasks.examples import Examples
+from tasks.matrix import feature_run, features
 
 LENGTH: Final = 60
 CHANNELS: Final = 8
@@ -57,7 +58,7 @@ def measure() -> Figure:
 
 def _graph(stride: int) -> float:
     found = _examples(_series(DEVICES * CHANNELS, STEPS, 0.05), stride)
-    chosen = np.arange(len(found.row))
+    chosen = np.arange(len(found.device))
     built = feature_run(found.recipe)
     seconds = _best(lambda: features(found, chosen, built))
     return DEVICES * CHANNELS * STEPS / seconds
@@ -79,7 +80,7 @@ def _expected(series: Series, stride: int) -> Statistics:
     """The graph's own ten statistics."""
     found = _examples(series, stride)
     names = feature_graph(found.recipe)[1]
-    matrix = features(found, np.arange(len(found.row)))
+    matrix = features(found, np.arange(len(found.device)))
     columns = [[names.index(f"m{channel}.{name}") for channel in range(CHANNELS)] for name in STATISTICS]
     return np.stack([matrix[:, column].T for column in columns])
 
@@ -101,7 +102,7 @@ def _examples(series: Series, stride: int) -> Examples:
     return Examples(
         _recipe(), tuple(f"d{code}" for code in range(devices)),
         tuple(DeviceGrid(np.arange(steps, dtype=np.int64), values) for values in of_device),
-        codes, rows, rows * 60_000_000, np.full(len(rows), NO_RUN), nothing, np.full(len(rows), ""),
+        codes, rows * 60_000_000, np.full(len(rows), NO_RUN), nothing, np.full(len(rows), ""),
     )  # fmt: skip
 
 

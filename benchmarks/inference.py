@@ -26,7 +26,7 @@ from fieldloop.domain.recipe.candidates import Boosting
 from fieldloop.edge.model import Model
 from fieldloop.stores.settings import Settings
 from tasks import candidates
-from tasks.examples import session_of
+from tasks.matrix import session_of
 
 ROWS: Final = 20_000  # windows to learn from
 RUNS: Final = 20_000

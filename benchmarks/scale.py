@@ -2,10 +2,13 @@
 
 Readings are made up and written to a fresh lake on a real object store. Then, in a process of its own, what the flows
 do: *preprocess* (grid and index of windows), and the features of all training windows, a float32 matrix. `slope` is
-that of the logarithm of the seconds over that of the readings (1 is linear), `peak_gb` the largest process's.
-`FIELDLOOP_SCALE` names other sizes in millions of readings, such as `2,20`.
+that of the logarithm of the seconds over that of the readings (1 is linear), `peak_gb` the largest process's. At the
+smallest size the same is done by the same recipe with `engine: dask` on a cluster of two worker processes: `dask` says
+whether grid, index and features came out the same to the last bit, and the seconds. `FIELDLOOP_SCALE` names other sizes
+in millions of readings, such as `2,20`.
 """
 
+import hashlib
 import math
 import multiprocessing
 import os
@@ -52,17 +55,18 @@ future_tolerance: 5 min
 channels:
 """
 RECIPE: Final = """\
-name: scale
+name: {name}
+engine: {engine}
 description: One channel from the four others.
 profiles: [bench]
-channels: [{metric: flow, valid: [-500, 500]}, {metric: load}, {metric: pressure}, {metric: speed}]
-target: {metric: temperature}
-grid: {step_s: 1}
-window: {length: 60, stride: 10}
+channels: [{{metric: flow, valid: [-500, 500]}}, {{metric: load}}, {{metric: pressure}}, {{metric: speed}}]
+target: {{metric: temperature}}
+grid: {{step_s: 1}}
+window: {{length: 60, stride: 10}}
 features: [level, spread, quantiles, trend]
-split: {train_until: 2026-01-01T18:00:00Z, test_until: 2027-01-01T00:00:00Z}
-candidates: [{algorithm: xgboost, trees: 50}]
-parity: {limit: 1}
+split: {{train_until: 2026-01-01T18:00:00Z, test_until: 2027-01-01T00:00:00Z}}
+candidates: [{{algorithm: xgboost, trees: 50}}]
+parity: {{limit: 1}}
 """
 
 
@@ -78,7 +82,8 @@ class _Settings(Settings):
 def measure() -> Figure:
     """Grow the fleet and measure at each size."""
     millions = [int(size) for size in os.environ.get("FIELDLOOP_SCALE", "2,20,200").split(",")]
-    sizes: dict[str, dict[str, float]] = {}
+    sizes: dict[str, dict[str, Any]] = {}
+    dask: dict[str, Any] = {}
     with _lake() as settings:
         fed = 0
         for size in millions:
@@ -86,7 +91,13 @@ def measure() -> Figure:
             began = time.perf_counter()
             _feed(settings, range(fed, devices))
             fed = devices
-            sizes[str(size)] = {"feed_s": round(time.perf_counter() - began, 1), **_measured(settings)}
+            fed_s = round(time.perf_counter() - began, 1)
+            found = _measured(settings, "local")
+            digest = found.pop("digest")
+            if not sizes:
+                spread = _on_cluster(settings)
+                dask = {"same": spread.pop("digest") == digest, **spread}
+            sizes[str(size)] = {"feed_s": fed_s, **found}
     first, last = sizes[str(millions[0])], sizes[str(millions[-1])]
     growth = math.log(last["readings"] / first["readings"]) or math.nan
     seconds = [each["preprocess_s"] + each["features_s"] for each in (first, last)]
@@ -95,6 +106,7 @@ def measure() -> Figure:
         "peak_gb": max(each["peak_gb"] for each in sizes.values()),
         "slope": round(math.log(seconds[1] / seconds[0]) / growth, 3),
         "memory_slope": round(math.log(last["peak_gb"] / first["peak_gb"]) / growth, 3),
+        "dask": dask,
     }
     return Figure(
         figure=further["peak_gb"],
@@ -105,32 +117,43 @@ def measure() -> Figure:
     )
 
 
-def _measured(settings: Settings) -> dict[str, float]:
+def _on_cluster(settings: Settings) -> dict[str, Any]:
+    """The same on two workers, which find the lake by their environment."""
+    from distributed import LocalCluster
+
+    os.environ.update(settings.environment())
+    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster:
+        found = _measured(settings.model_copy(update={"dask_url": cluster.scheduler_address}), "dask")
+    return {name: found[name] for name in ("digest", "readings", "preprocess_s", "features_s")}
+
+
+def _measured(settings: Settings, engine: str) -> dict[str, Any]:
     """Run the stages in a process of their own."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_stages, args=(settings.model_dump(), theirs))
+    process = context.Process(target=_stages, args=(settings.model_dump(), f"scale-{engine}", theirs))
     process.start()
     theirs.close()
-    found: dict[str, float] = ours.recv()
+    found: dict[str, Any] = ours.recv()
     process.join()
     return found
 
 
-def _stages(values: dict[str, Any], answer: Any) -> None:
-    from tasks.examples import Versions, features, read
+def _stages(values: dict[str, Any], name: str, answer: Any) -> None:
+    from fieldloop.domain.recipe import load_recipe
+    from tasks.examples import Versions, read
+    from tasks.matrix import features
     from tasks.preprocess import preprocess
 
     settings = _Settings.model_validate(values)
     began = time.perf_counter()
-    made = preprocess(settings, "scale")
+    made = preprocess(settings, name)
     cut = time.perf_counter()
-    from fieldloop.domain.recipe import load_recipe
-
-    found = read(Lake(settings), load_recipe(settings.root, "scale"), Versions(made.grid_version, made.windows_version))
+    found = read(Lake(settings), load_recipe(settings.root, name), Versions(made.grid_version, made.windows_version))
     matrix = features(found, found.chosen("train"))
     answer.send(
         {
+            "digest": hashlib.sha256(found.end_us.tobytes() + found.target.tobytes() + matrix.data).hexdigest(),
             "readings": made.steps * len(METRICS),
             "windows": made.windows,
             "rows": len(matrix),
@@ -153,7 +176,8 @@ def _lake() -> Iterator[Settings]:
         profiles.mkdir(parents=True)
         recipes.mkdir()
         (profiles / "bench.yaml").write_text(PROFILE + "".join(CHANNEL.format(metric) for metric in METRICS))
-        (recipes / "scale.yaml").write_text(RECIPE)
+        for engine in ("local", "dask"):
+            (recipes / f"scale-{engine}.yaml").write_text(RECIPE.format(name=f"scale-{engine}", engine=engine))
         make_secrets(settings)
         make_authority(settings)
         start_stack(settings, platform.PLATFORM, [store_service.spec(settings)])

@@ -19,8 +19,9 @@ from fieldloop.domain.recipe import Candidate, Metric, Recipe
 from fieldloop.domain.recipe.target import Anomaly
 from tasks import candidates
 from tasks.candidates.learner import Matrix, Problem, problem
-from tasks.examples import Examples, apply, features, spread_out
+from tasks.examples import Examples, spread_out
 from tasks.heads import head_of
+from tasks.matrix import apply, features
 
 _SMALL_ROWS = 8_000  # windows of the estimate of what a random split would have shown
 _SMALL_TREES = 40

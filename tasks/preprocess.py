@@ -25,6 +25,7 @@ from fieldloop.stores import fleet
 from fieldloop.stores.lake import TIME, Lake
 from fieldloop.stores.settings import Settings
 from tasks import labels
+from tasks.cluster import connected, in_order
 
 
 @dataclass(frozen=True)
@@ -259,13 +260,38 @@ def _cut(lake: Lake, basis: _Basis) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _each_device(lake: Lake, basis: _Basis) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """Make grid and index of one device after the other."""
-    for device, profile in basis.profiles.items():
-        rows = _readings(lake, basis.version, device, basis.until[device])
-        readings = rows.select("metric", "event_time", "value", "sequence").collect()
-        grid, index = device_grid(readings, profile, basis.recipe, device, basis.noted)
-        named = pl.lit(device).alias("device")
-        yield grid.select(named, pl.all()), index.select(named, pl.all())
+    """Make grid and index of one device after the other, where the recipe says."""
+    parts = (
+        _Part(basis.recipe, device, profile, basis.version, basis.until[device], basis.noted)
+        for device, profile in basis.profiles.items()
+    )
+    with connected(lake.settings, basis.recipe) as client:
+        yield from in_order(client, _of_part, parts) if client else (_made(lake, part) for part in parts)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A device, as a worker of a cluster is told of it."""
+
+    recipe: Recipe
+    device: str
+    profile: Profile
+    version: int
+    until: _Validated
+    noted: pl.DataFrame
+
+
+def _of_part(part: _Part) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Make grid and index of a device, on a worker."""
+    return _made(Lake(Settings()), part)
+
+
+def _made(lake: Lake, part: _Part) -> tuple[pl.DataFrame, pl.DataFrame]:
+    rows = _readings(lake, part.version, part.device, part.until)
+    readings = rows.select("metric", "event_time", "value", "sequence").collect()
+    grid, index = device_grid(readings, part.profile, part.recipe, part.device, part.noted)
+    named = pl.lit(part.device).alias("device")
+    return grid.select(named, pl.all()), index.select(named, pl.all())
 
 
 def split_up(recipe: Recipe, windows: pl.DataFrame) -> pl.DataFrame:

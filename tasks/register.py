@@ -24,7 +24,8 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
 from tasks.candidates import Model, file_names, problem, restore
-from tasks.examples import Examples, Versions, apply, features, read, session_of, spread_out
+from tasks.examples import Examples, Versions, read, spread_out
+from tasks.matrix import apply, features, session_of
 from tasks.runs import GRID_VERSION, NATIVE, WINDOWS_VERSION, runtime
 from tasks.train import ALGORITHM, BEST_RUN, shown
 

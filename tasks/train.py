@@ -22,6 +22,7 @@ from fieldloop.domain.recipe import Candidate, Metric, Promotion, Recipe, load_r
 from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from tasks.cluster import connected
 from tasks.examples import Versions, read
 from tasks.fitting import fit, prepare
 from tasks.leaks import refuse_leaks
@@ -161,9 +162,12 @@ def begin(
     Raises:
         DocumentError: there is no such recipe or profile, or they do not fit.
         TrainingError: there are no tables to train from, or the recipe has no such candidate.
+        ServiceError: the recipe asks for a cluster that is not there.
     """
     recipe = load_recipe(settings.root, recipe_name)
     load_profiles(settings, recipe)
+    with connected(settings, recipe):  # to say now that there is none
+        pass
     chosen = [_candidate(recipe, name) for name in dict.fromkeys(algorithms)] or recipe.candidates
     lake = Lake(settings)
     versions = Versions(

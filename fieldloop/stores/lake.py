@@ -137,12 +137,13 @@ class Lake:
     """The tables of one installation; holds no connection, only where they are and the rights to them.
 
     Attributes:
+        settings: of the installation.
         options: what Delta and Polars need to reach the tables; has secrets in it.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.options = objects.delta_options(settings)
-        self._settings = settings
+        self.settings = settings
 
     def uri(self, table: str) -> str:
         """Return the table's address."""
@@ -267,7 +268,7 @@ class Lake:
         Raises:
             StoreError: the store refuses or does not answer.
         """
-        objects.put(objects.client(self._settings, "lake"), "lake", key, data)
+        objects.put(objects.client(self.settings, "lake"), "lake", key, data)
 
     def get(self, key: str) -> bytes | None:
         """Return an object that `put` wrote; None where there is none.
@@ -275,7 +276,7 @@ class Lake:
         Raises:
             StoreError: the store refuses or does not answer.
         """
-        return objects.find(objects.client(self._settings, "lake"), "lake", key)
+        return objects.find(objects.client(self.settings, "lake"), "lake", key)
 
     def metadata(self, table: str) -> list[dict[str, str]]:
         """Return what `append` and `replace` were given as metadata, newest commit first."""

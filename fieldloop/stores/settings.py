@@ -67,6 +67,8 @@ class Settings(BaseSettings):
         mqtt_url: its MQTT listener, for instance `mqtts://broker.example.org:8883`.
         prefect_url: an outside Prefect server, without `/api`.
         mlflow_url: an outside MLflow server.
+        dask_url: scheduler of an outside Dask cluster, for recipes with `engine: dask`; certificates for `tls://` come
+            from Dask's own settings.
     """
 
     model_config = SettingsConfigDict(env_prefix="FIELDLOOP_", frozen=True, extra="ignore")
@@ -89,6 +91,7 @@ class Settings(BaseSettings):
     mqtt_url: str | None = None
     prefect_url: str | None = None
     mlflow_url: str | None = None
+    dask_url: str | None = None
 
     @field_validator("data_dir", "secrets_dir", "keys_dir", "keys_passphrase_file", "minio")
     @classmethod

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fieldloop.domain.recipe.candidates import Boosting
 from tasks.candidates.learner import Matrix, Problem, let_threads_sleep, row_weights
-from tasks.examples import THREADS
+from tasks.matrix import THREADS
 
 FILE: Final = "model.json"
 _OPSET: Final = 15  # the newest that onnxmltools writes for it

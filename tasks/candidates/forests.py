@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fieldloop.domain.recipe.candidates import ExtraTrees, HistogramBoosting, IsolationForest, RandomForest
 from tasks.candidates import scikit
 from tasks.candidates.learner import Matrix, Problem, let_threads_sleep, row_weights
-from tasks.examples import THREADS
+from tasks.matrix import THREADS
 
 
 def fit(

@@ -19,7 +19,8 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks import candidates
 from tasks.candidates import Problem, scikit
-from tasks.examples import apply, examples, read, session_of, spread_out
+from tasks.examples import examples, read, spread_out
+from tasks.matrix import apply, session_of
 from tasks.train import BEST_RUN, CandidateResult, Training, begin, describe, finish, train_candidate
 from tests.tasks.farm import BEGIN, DEVICES, SPLIT, FarmSettings, farm, hours, tables, write_tables
 
@@ -141,7 +142,7 @@ def test_chunks_give_the_bits_of_single_windows(
     settings: FarmSettings, trained: tuple[Training, list[CandidateResult]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tree ensemble's graph over many windows in odd chunks and side by side is the graph over each alone."""
-    monkeypatch.setattr("tasks.examples.CHUNK_VALUES", 37 * 3 * 6)
+    monkeypatch.setattr("tasks.cutting.CHUNK_VALUES", 37 * 3 * 6)
     training, results = trained
     graph = registry.run_graph(settings, results[0].run_id)
     found = read(Lake(settings), load_recipe(settings.root, NAME), training.versions)

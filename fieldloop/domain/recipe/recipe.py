@@ -5,6 +5,7 @@ import json
 import math
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,7 @@ class Recipe(Part):
     features: tuple[Family, ...] = Field(min_length=1)
     split: Split
     candidates: tuple[Candidate, ...] = Field(min_length=1)
+    engine: Literal["local", "dask"] = "local"  # where grids and features are made: in the flow's process, on a cluster
     search: Search = Search()
     promotion: Promotion = Field(default=Promotion(), validate_default=True)
     parity: Parity
@@ -216,8 +218,8 @@ class Recipe(Part):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what a model depends on: neither of layout and comments, nor of roll-out and watching."""
-        model = self.model_dump(mode="json", exclude={"rollout", "drift"})
+        """SHA-256 of what a model depends on: neither of layout and comments, nor of where it is made and watched."""
+        model = self.model_dump(mode="json", exclude={"engine", "rollout", "drift"})
         content = json.dumps(model, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
