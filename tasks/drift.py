@@ -5,6 +5,7 @@ run for the recipe, at most one within the trigger's time (`prefect.yaml`). What
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,13 +15,13 @@ from prefect.events import emit_event
 
 from fieldloop.domain.drift import Distributions, Finding, Verdict, drifted, gather, hold_against
 from fieldloop.domain.recipe import load_recipe
-from fieldloop.domain.rollout import Reported
 from fieldloop.stores import broker, fleet, registry, rollouts
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks.runs import REFERENCE
 
 FOUND: Final = "fieldloop.drift.found"
+SHOWN: Final = 10  # targets whose reports are no use, named with the reason
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Comparison:
         recipe: name of the recipe.
         version: registered version that most targets run; None where none of the recipe runs.
         targets: how many run it.
+        unusable: targets whose last report cannot be used, each with the reason; they are left out.
         limit: distance above which a channel has drifted.
         retrain: the recipe asks for a drift to be announced.
         findings: a channel each, the predictions last; none where the version carries no reference.
@@ -42,6 +44,7 @@ class Comparison:
     limit: float
     retrain: bool
     findings: tuple[Finding, ...]
+    unusable: tuple[tuple[str, str], ...] = ()
 
 
 @task(
@@ -68,12 +71,14 @@ def compare(settings: Settings, recipe_name: str) -> Comparison:
     """
     recipe = load_recipe(settings.root, recipe_name)
     rule = recipe.drift
-    seen = gather(recipe.name, asyncio.run(_reports(settings)))
+    heard = asyncio.run(_heard(settings))
+    unusable = tuple(sorted(heard.unusable.items()))
+    seen = gather(recipe.name, (sighting.report for sighting in heard.sightings.values()))
     if seen is None:
-        return Comparison(recipe.name, None, 0, rule.limit, rule.retrain, ())
+        return Comparison(recipe.name, None, 0, rule.limit, rule.retrain, (), unusable)
     reference = _reference(settings, recipe.name, seen.running.version)
     findings = hold_against(reference, seen.distributions, rule) if reference else ()
-    return Comparison(recipe.name, seen.running.version, seen.targets, rule.limit, rule.retrain, findings)
+    return Comparison(recipe.name, seen.running.version, seen.targets, rule.limit, rule.retrain, findings, unusable)
 
 
 def announce(compared: Comparison) -> None:
@@ -96,6 +101,26 @@ def announce(compared: Comparison) -> None:
 
 def describe(compared: Comparison) -> str:
     """Return the comparison as Markdown for a person."""
+    return "\n\n".join([_compared(compared), *_left_out(compared.unusable)])
+
+
+def figures(compared: Comparison) -> dict[str, object]:
+    """Return how many distributions were judged, which have drifted, and how many reports were no use, for programs."""
+    judged = [f for f in compared.findings if f.verdict in (Verdict.STEADY, Verdict.DRIFTED)]
+    drifts = ", ".join(f.channel for f in drifted(compared.findings))
+    return {"distributions": len(judged), "drifted": drifts, "unusable_reports": len(compared.unusable)}
+
+
+def _left_out(unusable: Sequence[tuple[str, str]]) -> list[str]:
+    """Say whose reports were left out, and why."""
+    if not unusable:
+        return []
+    named = "; ".join(f"{target}: {reason}" for target, reason in unusable[:SHOWN])
+    more = f"; and {len(unusable) - SHOWN:,} more" if len(unusable) > SHOWN else ""
+    return [f"**{len(unusable):,}** targets' last reports cannot be used and are left out ({named}{more})."]
+
+
+def _compared(compared: Comparison) -> str:
     if compared.version is None:
         return f"No target runs a release of `{compared.recipe}`: nothing to hold against the training."
     whose = f"version {compared.version}, which {compared.targets} targets run"
@@ -114,17 +139,11 @@ def describe(compared: Comparison) -> str:
     return "\n".join(lines)
 
 
-def figures(compared: Comparison) -> dict[str, object]:
-    """Return how many distributions were judged and which of them have drifted, for programs."""
-    judged = [f for f in compared.findings if f.verdict in (Verdict.STEADY, Verdict.DRIFTED)]
-    return {"distributions": len(judged), "drifted": ", ".join(f.channel for f in drifted(compared.findings))}
-
-
-async def _reports(settings: Settings) -> list[Reported]:
-    """The last report of every target."""
+async def _heard(settings: Settings) -> rollouts.Heard:
+    """The last word of every target."""
     names = [target.name for target in fleet.targets(Lake(settings))]
     async with broker.platform(settings) as (_, js):
-        return [sighting.report for sighting in (await rollouts.sightings(js, names)).values()]
+        return await rollouts.heard(js, names)
 
 
 def _reference(settings: Settings, model: str, number: int) -> Distributions | None:

@@ -26,6 +26,7 @@ from tasks.landing import quarantine, times
 APPLICATION = "monitor/predictions"
 CONSUMER = "predictions"
 KEY = ("release", "target", "device", "end_time")
+AHEAD_US = 86_400_000_000  # by which a device's clock may be ahead; a time that is none would fail the whole batch
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +207,10 @@ def _decode(messages: Messages) -> tuple[pl.DataFrame, list[Reject]]:
             rejects.append(Reject(row, None, Reason.WRONG_DEVICE, detail))
             continue
         end_us, value, hashes = message.columns()
+        if len(end_us) and not 0 <= end_us.min() <= end_us.max() <= messages.arrival_us[row] + AHEAD_US:
+            detail = f"expected windows that ended from 1970 to a day from now, got {end_us.min()} to {end_us.max()} us"
+            rejects.append(Reject(row, None, Reason.FUTURE, detail))
+            continue
         columns = pl.DataFrame({"end_time": times(end_us), "value": value, "window_hash": hashes.view(np.int64)})
         frames.append(
             columns.with_columns(

@@ -108,4 +108,5 @@ def _target_row(standing: Standing) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Keep a text within its cell; some are a target's own words."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -148,7 +148,7 @@ class _Follower:
         soaking_since: float | None = None
         looked = 0.0
         while True:
-            self._board.see(await watch.fresh(TICK_S), now_us())
+            self._board.see(await watch.fresh(TICK_S), now_us(), watch.unusable)
             self._count_proved()
             now = time.monotonic()
             if soaking_since is None and self._all_here():

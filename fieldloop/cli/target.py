@@ -47,16 +47,15 @@ def list_targets(
 
     settings = Settings()
     chosen = [target for target in fleet.targets(Lake(settings)) if set(labels or ()) <= set(target.labels)]
-    asked, seen = asyncio.run(_states(settings, [target.name for target in chosen]))
+    asked, heard = asyncio.run(_states(settings, [target.name for target in chosen]))
     table = Table(box=None, pad_edge=False)
     for column in ("target", "labels", "runs", "asked for", "last report", "trouble"):
         table.add_column(column, overflow="fold")
     for target in chosen[:rows]:
-        sighting, order = seen.get(target.name), asked.get(target.name)
+        sighting, order = heard.sightings.get(target.name), asked.get(target.name)
         wanted = order.release[:12] or "nothing" if order else ""
-        table.add_row(
-            target.name, ", ".join(target.labels), _runs(sighting), wanted, _age(sighting), _trouble(sighting)
-        )
+        trouble = heard.unusable.get(target.name) or _trouble(sighting)
+        table.add_row(target.name, ", ".join(target.labels), _runs(sighting), wanted, _age(sighting), trouble)
     console = Console(highlight=False)
     console.print(table if chosen else "no such target: `fieldloop target add` enrols one")
     if len(chosen) > rows:
@@ -66,12 +65,14 @@ def list_targets(
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="The gateway's name.")]) -> None:
     """Show all that is known of one target: what it is asked for and its last report, as JSON."""
-    asked, seen = asyncio.run(_states(Settings(), [name]))
-    if name not in asked and name not in seen:
+    asked, heard = asyncio.run(_states(Settings(), [name]))
+    seen = heard.sightings
+    if not {name} & (asked.keys() | seen.keys() | heard.unusable.keys()):
         raise ServiceError(f"target {name!r} was never asked for anything and has never reported")
     known = {
         "asked": asked.get(name),
         "last_report": _age(seen.get(name)),
+        "unusable": heard.unusable.get(name),
         "reported": seen.get(name) and seen[name].report,
     }
     typer.echo(msgspec.json.format(msgspec.json.encode(known), indent=2).decode())
@@ -88,10 +89,10 @@ def remove(
     typer.echo(f"removed: {', '.join(names)}")
 
 
-async def _states(settings: Settings, names: list[str]) -> tuple[dict[str, Desired], dict[str, Sighting]]:
+async def _states(settings: Settings, names: list[str]) -> tuple[dict[str, Desired], rollouts.Heard]:
     async with broker.platform(settings) as (_, js):
         held = await rollouts.held(js, names)
-        return {t: h.desired for t, h in held.items() if h.desired}, await rollouts.sightings(js, names)
+        return {t: h.desired for t, h in held.items() if h.desired}, await rollouts.heard(js, names)
 
 
 def _runs(sighting: Sighting | None) -> str:

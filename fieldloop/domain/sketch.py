@@ -7,6 +7,7 @@ is `GROWTH - 1` wide relative to its values (DDSketch, Masson et al., VLDB 2019,
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -28,11 +29,24 @@ class Sketch(msgspec.Struct, frozen=True):
         keys: buckets that hold something, ascending with the values in them.
         counts: how many values each holds.
         missing: values that were NaN.
+
+    Raises:
+        ValueError: these are no counts by bucket; sketches come from targets, too.
     """
 
     keys: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
     missing: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be merged."""
+        keys, counts = self.keys, self.counts
+        if len(keys) != len(counts):
+            raise ValueError(f"sketch: expected a count a bucket, got {len(counts)} for {len(keys)} buckets")
+        if keys and not (keys[0] >= -_TOP and keys[-1] <= _TOP + 1 and all(a < b for a, b in pairwise(keys))):
+            raise ValueError(f"sketch: expected buckets from {-_TOP} to {_TOP}, ascending")
+        if self.missing < 0 or min(counts, default=1) < 1:
+            raise ValueError("sketch: expected counts of at least 1")
 
     @classmethod
     def of(cls, values: NDArray[np.floating]) -> "Sketch":

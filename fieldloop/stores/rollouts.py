@@ -9,8 +9,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 import nats.errors
@@ -19,8 +19,8 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, Header
 
-from fieldloop.domain.errors import StoreError
-from fieldloop.domain.rollout import Desired, Reported, Sighting
+from fieldloop.domain.errors import PayloadError, StoreError
+from fieldloop.domain.rollout import Desired, Sighting, decode_report
 from fieldloop.domain.rollout.record import Membership, Rollout
 from fieldloop.stores import broker
 
@@ -32,8 +32,6 @@ WRONG_SEQUENCE: Final = 10071  # the broker's word for: somebody else has writte
 EXPECTED_LAST: Final = Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value
 HEAD, MEMBERS = "head", "members"
 DELETED: Final = ("DEL", "PURGE")
-
-_T = TypeVar("_T", Desired, Reported)
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,24 @@ NOT_ASKED: Final = Held(None)
 
 
 @dataclass(frozen=True)
+class Heard:
+    """The last word of each target, where it ever said one: reports, and why those of others cannot be used."""
+
+    sightings: dict[str, Sighting] = field(default_factory=dict)
+    unusable: dict[str, str] = field(default_factory=dict)
+
+    def take(self, target: str, message: Msg) -> None:
+        """Take in what a target says, in place of what it said before."""
+        try:
+            report = decode_report(message.data, target)
+        except PayloadError as exc:
+            self.unusable[target] = str(exc)
+            return
+        self.unusable.pop(target, None)
+        self.sightings[target] = Sighting(report, round(message.metadata.timestamp.timestamp() * 1e6))
+
+
+@dataclass(frozen=True)
 class Head:
     """A rollout's record, and the sequence under which the broker keeps it."""
 
@@ -58,15 +74,22 @@ class Head:
 async def held(js: JetStreamContext, targets: Collection[str]) -> dict[str, Held]:
     """Return what each of these targets is asked for, where it ever was asked for anything."""
     return {
-        key: Held(_decode(message, Desired), message.metadata.sequence.stream)
+        key: Held(_order(message), message.metadata.sequence.stream)
         for key, message in (await _latest(js, broker.DESIRED, targets)).items()
     }
 
 
+async def heard(js: JetStreamContext, targets: Collection[str]) -> Heard:
+    """Return what each target reported last, and when the broker stored it."""
+    found = Heard()
+    for target, message in (await _latest(js, broker.REPORTED, targets)).items():
+        found.take(target, message)
+    return found
+
+
 async def sightings(js: JetStreamContext, targets: Collection[str]) -> dict[str, Sighting]:
-    """Return each target's last report and when the broker stored it, where there is one that can be read."""
-    found = {key: _sighting(key, m) for key, m in (await _latest(js, broker.REPORTED, targets)).items()}
-    return {key: sighting for key, sighting in found.items() if sighting is not None}
+    """Return each target's last report and when the broker stored it, where there is one that can be used."""
+    return (await heard(js, targets)).sightings
 
 
 async def ask(
@@ -119,16 +142,19 @@ class Watch:
 
     def __init__(self, targets: Collection[str]) -> None:
         self._targets = frozenset(targets)
-        self._fresh: dict[str, Sighting] = {}
+        self._heard = Heard()
         self._news = asyncio.Event()
 
     async def take(self, message: Msg) -> None:
         """Keep a report, in place of an older one that nobody has fetched yet."""
-        key = _key(message)
-        sighting = _sighting(key, message) if key in self._targets else None
-        if sighting is not None:
-            self._fresh[key] = sighting
+        if (key := _key(message)) in self._targets and not _deleted(message):
+            self._heard.take(key, message)
             self._news.set()
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Why the last reports of some targets cannot be used."""
+        return self._heard.unusable
 
     async def fresh(self, wait_s: float) -> dict[str, Sighting]:
         """Return what has come since the last call, after waiting so long for the first, at most."""
@@ -137,7 +163,8 @@ class Watch:
         except TimeoutError:
             return {}
         self._news.clear()
-        found, self._fresh = self._fresh, {}
+        found = dict(self._heard.sightings)
+        self._heard.sightings.clear()
         return found
 
 
@@ -222,7 +249,7 @@ async def _latest(js: JetStreamContext, bucket: str, keys: Collection[str], patt
 
     async def take(message: Msg) -> None:
         key = _key(message)
-        if (not wanted or key in wanted) and (message.headers or {}).get("KV-Operation") not in DELETED:
+        if (not wanted or key in wanted) and not _deleted(message):
             found[key] = message
         if message.metadata.num_pending == 0:
             done.set()
@@ -275,17 +302,13 @@ async def _read(js: JetStreamContext, key: str) -> tuple[bytes, int]:
     return message.data or b"", message.seq or 0
 
 
-def _sighting(key: str, message: Msg) -> Sighting | None:
-    """Return a report and when it was stored; None where it is none, or is not its subject's own."""
-    report = _decode(message, Reported)
-    if report is None or report.target != key:
-        return None
-    return Sighting(report, round(message.metadata.timestamp.timestamp() * 1e6))
+def _deleted(message: Msg) -> bool:
+    return (message.headers or {}).get("KV-Operation") in DELETED
 
 
-def _decode(message: Msg, kind: type[_T]) -> _T | None:
+def _order(message: Msg) -> Desired | None:
     try:
-        return msgspec.json.decode(message.data, type=kind)
+        return msgspec.json.decode(message.data, type=Desired)
     except msgspec.MsgspecError:
         return None
 

@@ -4,6 +4,7 @@ import math
 
 import msgspec
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +34,19 @@ def test_the_empty_sketch_changes_nothing(values: np.ndarray) -> None:
     sketch = Sketch.of(values)
     assert merge([sketch, Sketch()]) == merge([sketch]) == sketch
     assert merge([]) == Sketch()
+
+
+@pytest.mark.parametrize(
+    ("keys", "counts", "missing"),
+    [((1, 2), (1,), 0), ((2, 1), (1, 1), 0), ((1, 1), (1, 1), 0), ((10**6,), (1,), 0), ((1,), (0,), 0), ((), (), -1)],
+)
+def test_what_is_no_sketch_is_refused(keys: tuple[int, ...], counts: tuple[int, ...], missing: int) -> None:
+    """Made here or decoded from a message."""
+    with pytest.raises(ValueError, match="sketch: expected"):
+        Sketch(keys, counts, missing)
+    message = msgspec.json.encode({"keys": keys, "counts": counts, "missing": missing})
+    with pytest.raises(msgspec.ValidationError, match="sketch: expected"):
+        msgspec.json.decode(message, type=Sketch)
 
 
 @given(arrays)

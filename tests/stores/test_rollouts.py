@@ -18,6 +18,27 @@ T = TypeVar("T")
 MANY = rollouts.FEW + 50  # read as a whole bucket, not key by key
 
 
+def _scores(target: str, sketch: bytes) -> bytes:
+    return b'{"target":"%b","at_us":0,"runtime":"1","served":{"release":"d","scores":%b}}' % (target.encode(), sketch)
+
+
+HOSTILE = {
+    "broken": b"{",
+    "empty": b"",
+    "liar": msgspec.json.encode(Reported("honest", 0, "1")),
+    "latin": b'{"target":"latin","at_us":0,"runtime":"\xff"}',
+    "nested": b'{"target":"nested","at_us":0,"runtime":"1","more":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "digits": b'{"target":"digits","runtime":"1","at_us":' + b"9" * 10_000 + b"}",
+    "long": msgspec.json.encode(Reported("long", 0, "1" * 100_000)),
+    "negative": b'{"target":"negative","at_us":0,"runtime":"1","served":{"release":"d","windows":-1}}',
+    "ragged": _scores("ragged", b'{"keys":[1,2],"counts":[1]}'),
+    "shuffled": _scores("shuffled", b'{"keys":[2,1],"counts":[1,1]}'),
+    "beyond": _scores("beyond", b'{"keys":[99999],"counts":[1]}'),
+    "owing": _scores("owing", b'{"keys":[1],"counts":[-5]}'),
+    "endless": _scores("endless", b'{"keys":[1],"counts":[9223372036854775807]}'),
+}
+
+
 def _with(settings: Settings, work: Callable[[JetStreamContext], Awaitable[T]]) -> T:
     async def run() -> T:
         async with broker.platform(settings) as (_, js):
@@ -76,14 +97,24 @@ def test_sightings_bear_the_brokers_time(nats: Settings) -> None:
     _with(nats, work)
 
 
-def test_what_is_no_report_or_names_another_target_is_passed_over(nats: Settings) -> None:
-    """One broken or lying target spoils nothing for the others."""
+def test_a_report_that_cannot_be_used_costs_only_itself(nats: Settings) -> None:
+    """Why is said by target; the next good one is taken again."""
 
     async def work(js: JetStreamContext) -> None:
-        await js.publish("$KV.reported.broken", b"{")
-        await _report(js, "liar", Reported("honest", 0, "1"))
+        for target, report in HOSTILE.items():
+            await js.publish(f"$KV.reported.{target}", report)
         await _report(js, "honest", Reported("honest", 7, "1"))
-        assert set(await rollouts.sightings(js, ["broken", "liar", "honest"])) == {"honest"}
+        found = await rollouts.heard(js, [*HOSTILE, "honest"])
+        assert set(found.sightings) == {"honest"}
+        assert found.unusable.keys() == HOSTILE.keys()
+        assert "a count a bucket" in found.unusable["ragged"]
+        async with rollouts.watch(js, [*HOSTILE, "honest"]) as watch:
+            while watch.unusable.keys() != HOSTILE.keys():
+                await watch.fresh(5)
+            await _report(js, "ragged", Reported("ragged", 8, "1"))
+            while "ragged" not in await watch.fresh(5):
+                pass
+            assert watch.unusable.keys() == HOSTILE.keys() - {"ragged"}
 
     _with(nats, work)
 

@@ -99,9 +99,21 @@ def test_reports_are_held_against_the_reference(settings: FarmSettings, version:
     _report(settings, version, Distributions(stormy, Sketch.of(np.minimum(wind**3, 2000))))
     found = compare(settings, NAME)
     assert [f.channel for f in found.findings if f.verdict is Verdict.DRIFTED] == ["wind_speed", PREDICTION]
-    assert figures(found) == {"distributions": 4, "drifted": f"{PREDICTION}, wind_speed"}
+    assert figures(found) == {"distributions": 4, "drifted": f"{PREDICTION}, wind_speed", "unusable_reports": 0}
     assert "**2 of 4** distributions have drifted" in describe(found)
     assert "| wind_speed | 6,000 | 0." in describe(found)
+
+
+def test_a_report_that_cannot_be_used_is_left_out_and_said(
+    settings: FarmSettings, version: registry.ModelVersion
+) -> None:
+    """The other target is held against the reference as ever."""
+    _report(settings, version, _reference(settings, version))
+    _send(settings, {TARGETS[0]: b'{"target":"drift-north","at_us":0,"runtime":"","inputs":{"w":{"keys":[1]}}}'})
+    found = compare(settings, NAME)
+    assert (found.targets, figures(found)["unusable_reports"]) == (1, 1)
+    assert {finding.verdict for finding in found.findings} == {Verdict.STEADY}
+    assert "left out (drift-north: its last report cannot be read: sketch: expected a count" in describe(found)
 
 
 def test_a_version_without_a_reference_is_said_to_have_none(
@@ -138,12 +150,15 @@ def _report(settings: Settings, version: registry.ModelVersion, seen: Distributi
         f"digest-{version.version}", version.name, version.version, Proof("", exact=True, max_abs_diff=0.0, passed=True)
     )
     served = Served(running.release, scores=seen.predictions)
+    reports = [Reported(target, 0, "", running, served=served, inputs=seen.inputs) for target in TARGETS]
+    _send(settings, {report.target: msgspec.json.encode(report) for report in reports})
 
+
+def _send(settings: Settings, reports: dict[str, bytes]) -> None:
     async def send() -> None:
         async with broker.platform(settings) as (_, js):
-            for target in TARGETS:
-                report = Reported(target, 0, "", running, served=served, inputs=seen.inputs)
-                await js.publish(f"$KV.{broker.REPORTED}.{target}", msgspec.json.encode(report))
+            for target, report in reports.items():
+                await js.publish(f"$KV.{broker.REPORTED}.{target}", report)
 
     asyncio.run(send())
 

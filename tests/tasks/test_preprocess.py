@@ -140,12 +140,13 @@ def test_predictions_are_collected_once_and_held_against_the_lake(
         values = np.full(len(windows.end_us), 7, dtype=np.float32)
         bodies[device] = pack("gw", "digest", device, windows.end_us, values, window_hash(windows.values))
     stranger = pack("other", "digest", "W1", np.array([0]), np.array([0], "f4"), np.array([0], "u8"))
-    publish([("predictions.gw", body) for body in (*bodies.values(), bodies["W1"], b"nonsense", stranger)])
+    never = pack("gw", "digest", "W1", np.array([2**62]), np.array([0], "f4"), np.array([0], "u8"))
+    publish([("predictions.gw", body) for body in (*bodies.values(), bodies["W1"], b"nonsense", stranger, never)])
     collected = collect(data_plane)
     assert collect(data_plane).predictions == 0
     monitored = compare(data_plane, RECIPE, collected)
     assert collected.predictions == monitored.predictions > 200
-    assert collected.quarantined == 2
+    assert collected.quarantined == 3
     assert collected.duplicates == monitored.scores[0].predictions
     assert monitored.identical == monitored.compared == monitored.predictions
     truth = Lake(data_plane).scan(f"windows/{RECIPE}").select(mae=(7 - pl.col("target")).abs().mean()).collect()

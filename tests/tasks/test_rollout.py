@@ -11,6 +11,8 @@ import pytest
 from nats.js import JetStreamContext
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Paused
 
@@ -142,6 +144,19 @@ def test_cancelled_in_prefect_nothing_is_left_to_happen(settings: Settings) -> N
     assert withdraw(settings, rollout.runs[0]) == ()  # the hook of the flow finds it done
     assert _newest(settings).phase is Phase.CANCELLED
     assert _asked(settings) == before
+
+
+def test_a_target_whose_reports_cannot_be_used_is_shown_as_that(settings: Settings) -> None:
+    """It stops no rollout by itself, and the live artifact says why it is not proved."""
+    new, bad = _publish(settings, Toy(12)), b'{"target":"mute-1","at_us":0,"runtime":"1","served":{"windows":-1}}'
+    _with(settings, lambda js: js.publish(f"$KV.{broker.REPORTED}.mute-1", bad))
+    rolled = _roll(new, ANYHOW, MUTED)
+    assert (rolled.last.asked, rolled.last.proved) == (2, 0)
+    key = ArtifactFilter(key=ArtifactFilterKey(any_=["deploy"]))
+    with SyncPrefectClient(api=settings.prefect_api) as client:
+        shown = client.read_artifacts(artifact_filter=key, sort=ArtifactSort.CREATED_DESC, limit=1)[0].data
+    assert "| mute-1 | silent | nothing | its last report cannot be read:" in str(shown)
+    assert "| mute-2 | silent | nothing | has never reported" in str(shown)
 
 
 def test_who_joins_later_gets_what_was_rolled_out(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from fieldloop.domain.rollout.protocol import (
     Served,
     Shadow,
     Spool,
+    decode_report,
 )
 from fieldloop.domain.rollout.standing import Clock, Sighting, Standing, State, judge
 
@@ -29,5 +30,6 @@ __all__ = [
     "Spool",
     "Standing",
     "State",
+    "decode_report",
     "judge",
 ]

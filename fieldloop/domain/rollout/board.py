@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from fieldloop.domain.release import Manifest
@@ -10,6 +11,7 @@ from fieldloop.domain.rollout.protocol import Desired
 from fieldloop.domain.rollout.standing import Clock, Sighting, Standing, State, judge
 
 SILENCE_US: Final = 60_000_000  # four heartbeats of an agent; a report that is older is no proof
+NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Board:
@@ -27,6 +29,7 @@ class Board:
         self._deadline_us = round(deadline_s * 1e6)
         self._orders: dict[str, Desired] = {}
         self._sightings: dict[str, Sighting] = {}
+        self._unusable: Mapping[str, str] = {}
         self._standings: dict[str, Standing] = {}
 
     def ask(self, orders: Mapping[str, Desired], now_us: int) -> None:
@@ -35,9 +38,10 @@ class Board:
         for target in orders:
             self._judge(target, now_us)
 
-    def see(self, fresh: Mapping[str, Sighting], now_us: int) -> None:
-        """Take in reports, of targets that were asked and of others."""
+    def see(self, fresh: Mapping[str, Sighting], now_us: int, unusable: Mapping[str, str] = NONE) -> None:
+        """Take in reports, of targets that were asked and of others, and why the last ones of some cannot be used."""
         self._sightings.update(fresh)
+        self._unusable = unusable
         for target in fresh:
             if target in self._orders:
                 self._judge(target, now_us)
@@ -65,4 +69,5 @@ class Board:
     def _judge(self, target: str, now_us: int) -> None:
         order = self._orders[target]
         clock = Clock(now_us, order.issued_us + self._deadline_us, SILENCE_US)
-        self._standings[target] = judge(target, order, self._manifest, self._sightings.get(target), clock)
+        unusable = self._unusable.get(target, "")
+        self._standings[target] = judge(target, order, self._manifest, self._sightings.get(target), clock, unusable)

@@ -4,14 +4,22 @@ Every field that came later has a default, so that reports of older agents still
 asked of them.
 """
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Annotated, Final
 
 import msgspec
 
+from fieldloop.domain.errors import PayloadError
 from fieldloop.domain.release import Proof
 from fieldloop.domain.sketch import Sketch
 
 NOTHING: Final = ""  # as a desired release: run none, forget what runs
+MOST: Final = 1 << 40  # windows of one target: thousands a second for years; sums over a fleet stay exact
+NAME: Final = 256  # characters of a digest, a model's or a target's name
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+Word = Annotated[str, msgspec.Meta(max_length=NAME)]
 
 
 class Desired(msgspec.Struct, frozen=True):
@@ -39,9 +47,9 @@ class Desired(msgspec.Struct, frozen=True):
 class Running(msgspec.Struct, frozen=True):
     """The release that a target has loaded and proved to run."""
 
-    release: str
-    model: str
-    version: int
+    release: Word
+    model: Word
+    version: Count
     proof: Proof
 
 
@@ -80,15 +88,15 @@ class Served(msgspec.Struct, frozen=True):
         memory_bytes: resident memory now; for a release that no longer runs, at its end.
     """
 
-    release: str
+    release: Word
     since_us: int = 0
-    windows: int = 0
-    errors: int = 0
-    restarts: int = 0
+    windows: Count = 0
+    errors: Count = 0
+    restarts: Count = 0
     latency: Sketch = Sketch()
     scores: Sketch = Sketch()
-    start_bytes: int = 0
-    memory_bytes: int = 0
+    start_bytes: Bytes = 0
+    memory_bytes: Bytes = 0
 
 
 class Shadow(msgspec.Struct, frozen=True):
@@ -106,12 +114,12 @@ class Shadow(msgspec.Struct, frozen=True):
         latency: seconds that its graph took, one value a batch.
     """
 
-    release: str
-    beside: str
+    release: Word
+    beside: Word
     proof: Proof | None = None
     error: str | None = None
-    windows: int = 0
-    errors: int = 0
+    windows: Count = 0
+    errors: Count = 0
     gaps: Sketch = Sketch()
     scores: Sketch = Sketch()
     latency: Sketch = Sketch()
@@ -181,9 +189,9 @@ class Reported(msgspec.Struct, frozen=True):
         answers_us: `issued_us` of that desired state: which order this report answers; 0 from agents too old to say.
     """
 
-    target: str
+    target: Word
     at_us: int
-    runtime: str
+    runtime: Word
     running: Running | None = None
     attempted: str | None = None
     refused: bool = False
@@ -199,3 +207,29 @@ class Reported(msgspec.Struct, frozen=True):
     spool: Spool = Spool()
     inputs: dict[str, Sketch] = {}
     answers_us: int = 0
+
+
+def decode_report(data: bytes, target: str) -> Reported:
+    """Read what a target says of itself; whoever sums reports up can rely on each of them.
+
+    Raises:
+        PayloadError: it is no report, names another target, or counts more than a target can have counted.
+    """
+    try:
+        report = msgspec.json.decode(data, type=Reported)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:  # bad text, numbers and nesting, in this order
+        raise PayloadError(f"its last report cannot be read: {exc}") from exc
+    if report.target != target:
+        raise PayloadError(f"its last report names another target: {report.target}")
+    if any(sketch.count > MOST or sketch.missing > MOST for sketch in _sketches(report)):
+        raise PayloadError(f"its last report counts more than {MOST:,} values")
+    return report
+
+
+def _sketches(report: Reported) -> Iterator[Sketch]:
+    for served in (report.served, report.before):
+        if served is not None:
+            yield from (served.latency, served.scores)
+    if report.shadow is not None:
+        yield from (report.shadow.gaps, report.shadow.scores, report.shadow.latency)
+    yield from report.inputs.values()

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from fieldloop.domain.release import Manifest, Proof
 from fieldloop.domain.rollout.protocol import Desired, Reported, Reverted
+
+TOLD: Final = 400  # characters of a target's own words that a reason takes over
 
 
 @dataclass(frozen=True)
@@ -44,24 +47,27 @@ class Clock:
     silence_us: int
 
 
-def judge(target: str, desired: Desired, manifest: Manifest, sighting: Sighting | None, clock: Clock) -> Standing:
+def judge(
+    target: str, desired: Desired, manifest: Manifest, sighting: Sighting | None, clock: Clock, unusable: str = ""
+) -> Standing:
     """Say where one target stands.
 
     It is proved only when it reports the desired digest with the canary outputs of the manifest, in a report that is
-    still fresh. A target that is not proved at the deadline has failed, or is silent.
+    still fresh. A target that is not proved at the deadline has failed, or is silent; so is one that says what cannot
+    be used, for the reason `unusable`.
     """
     if sighting is None or clock.now_us - sighting.seen_us > clock.silence_us:
         state = State.SILENT if clock.now_us >= clock.deadline_us else State.PENDING
-        return Standing(target, state, None, None, _silence(sighting, clock))
+        return Standing(target, state, None, None, unusable[:TOLD] or _silence(sighting, clock))
     report = sighting.report
     running = report.running
     release, proof = (running.release, running.proof) if running else (None, None)
     if running is not None and running.release == desired.release:
         state, reason = _prove(running.proof, manifest)
     elif (reverted := report.reverted) and _same(reverted, desired):
-        state, reason = State.FAILED, f"went back by itself: {reverted.reason}"
+        state, reason = State.FAILED, f"went back by itself: {reverted.reason[:TOLD]}"
     elif report.refused and report.attempted == desired.release and _answers(sighting, desired):
-        state, reason = State.FAILED, f"refused: {report.error}"
+        state, reason = State.FAILED, f"refused: {(report.error or 'without a word')[:TOLD]}"
     else:
         state = State.FAILED if clock.now_us >= clock.deadline_us else State.PENDING
         reason = _waiting(report, desired)
@@ -95,5 +101,5 @@ def _silence(sighting: Sighting | None, clock: Clock) -> str:
 
 def _waiting(report: Reported, desired: Desired) -> str:
     now = f"runs {report.running.release[:12]}" if report.running else "runs nothing"
-    error = f"; last error: {report.error}" if report.error and report.attempted == desired.release else ""
+    error = f"; last error: {report.error[:TOLD]}" if report.error and report.attempted == desired.release else ""
     return f"{now}, not yet {desired.release[:12]}{error}"
