@@ -129,10 +129,15 @@ class MqttFeed:
                 consent.set_result(reason)
 
         def connected(client: "Client", _: object, __: object, code: object, ___: object) -> None:
-            failed = getattr(code, "is_failure", False)
-            if not failed:
+            if getattr(code, "is_failure", False):
+                self._loop.call_soon_threadsafe(answer, str(code))
+            else:
                 client.subscribe([(f"devices/{device}/readings", 1) for device in devices])
-            self._loop.call_soon_threadsafe(answer, str(code) if failed else None)
+
+        def subscribed(_: "Client", __: object, ___: int, codes: Sequence[object], ____: object) -> None:
+            refused = [name for name, code in zip(devices, codes, strict=False) if getattr(code, "is_failure", False)]
+            reason = f"no right to read devices/{refused[0]}/readings" if refused else None
+            self._loop.call_soon_threadsafe(answer, reason)
 
         def disconnected(_: "Client", __: object, ___: object, code: object, ____: object) -> None:
             self._loop.call_soon_threadsafe(self._lose, f"the gateway's broker closed the connection: {code}")
@@ -140,7 +145,8 @@ class MqttFeed:
         def came(_: "Client", __: object, message: "MQTTMessage") -> None:
             self._loop.call_soon_threadsafe(self._took, message, time.monotonic())
 
-        self._client.on_connect, self._client.on_disconnect, self._client.on_message = connected, disconnected, came
+        self._client.on_connect, self._client.on_subscribe = connected, subscribed
+        self._client.on_disconnect, self._client.on_message = disconnected, came
         try:
             await asyncio.to_thread(self._client.connect, host, port, KEEPALIVE_S)
             self._client.loop_start()

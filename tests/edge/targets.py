@@ -257,15 +257,15 @@ def enrol(settings: Settings, target: str) -> Gateway:
     return Gateway(settings, target, device, path)
 
 
-def poll(look: Callable[[], T | None], explain: Callable[[], str]) -> T:
-    """Look again and again until there is something, at most `PATIENCE_S`."""
-    deadline = time.monotonic() + PATIENCE_S
+def poll(look: Callable[[], T | None], explain: Callable[[], str], patience_s: float = PATIENCE_S) -> T:
+    """Look again and again until there is something, at most so long."""
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         found = look()
         if found is not None:
             return found
         time.sleep(0.05)
-    raise AssertionError(f"nothing within {PATIENCE_S:.0f} s: {explain()}")
+    raise AssertionError(f"nothing within {patience_s:.0f} s: {explain()}")
 
 
 async def _consumer(settings: Settings, target: str, device: str) -> None:

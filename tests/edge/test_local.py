@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +41,19 @@ def leaf(tmp_path: Path) -> Iterator[int]:
     yield from _running([binary, *options], port)
 
 
+@pytest.fixture
+def narrow(tmp_path: Path) -> Iterator[int]:
+    """Start a broker with MQTT whose user may read nothing of devices."""
+    port, mqtt_port = _free_port(), _free_port()
+    rights = '{user: gw, password: secret, permissions: {subscribe: {deny: "devices.>"}}}'
+    (tmp_path / "narrow.conf").write_text(
+        f"listen: 127.0.0.1:{port}\nserver_name: narrow\njetstream {{store_dir: {tmp_path / 'narrow'}}}\n"
+        f"mqtt {{listen: 127.0.0.1:{mqtt_port}}}\nauthorization {{users: [{rights}]}}\n"
+    )
+    binary = str(Path(sys.executable).with_name("nats-server"))
+    yield from _running([binary, "--config", str(tmp_path / "narrow.conf")], mqtt_port)
+
+
 def test_over_mqtt_scoring_goes_on_without_the_platform(gateway: Gateway, mosquitto: int) -> None:
     """Killed in between, too; once the platform is back, all predictions are there, each once."""
     release = make_release(model="mqtt")
@@ -69,6 +81,15 @@ def test_over_mqtt_scoring_goes_on_without_the_platform(gateway: Gateway, mosqui
     rows = gateway.await_rows(STEPS - 4)
     assert [end // 60_000_000 - 1000 for end in sorted(rows)] == list(range(3, STEPS - 1))
     assert sum(len(message.columns()[0]) for message in gateway.predictions()) == STEPS - 4
+
+
+def test_a_broker_that_lets_it_read_nothing_is_named(gateway: Gateway, narrow: int) -> None:
+    """Else it would wait for ever for readings that it has no right to."""
+    (gateway.config.parent / "word").write_text("secret")
+    gateway.configure(readings={"url": f"mqtt://127.0.0.1:{narrow}", "user": "gw", "password_file": "word"})
+    gateway.start()
+    said = f"refuses: no right to read devices/{gateway.device}/readings"
+    poll(lambda: True if said in gateway.log else None, lambda: gateway.log)
 
 
 def test_over_nats_the_gateways_own_server_needs_no_preparation(gateway: Gateway, leaf: int) -> None:
@@ -111,7 +132,6 @@ def _publish_mqtt(gateway: Gateway, port: int, steps: range) -> None:
 
 def _await_session(gateway: Gateway) -> None:
     poll(lambda: True if "readings come from" in gateway.log else None, lambda: gateway.log)
-    time.sleep(0.2)  # the subscription is on its way
 
 
 def _await_health(gateway: Gateway, part: bytes) -> None:

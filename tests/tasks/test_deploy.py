@@ -1,29 +1,37 @@
 """Deployment with the real registry, repository and broker, to agents that are real processes."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
+from uuid import UUID
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling, Paused, State
 
 from fieldloop.domain.errors import StoreError
 from fieldloop.domain.release import decode_canary
+from fieldloop.domain.rollout import NOTHING, Desired
 from fieldloop.domain.rollout.plan import Plan
-from fieldloop.stores import fleet, registry
+from fieldloop.domain.rollout.record import Phase, Rollout
+from fieldloop.stores import broker, fleet, registry, rollouts
 from fieldloop.stores.fleet import Target
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from flows.deploy import deploy
 from tasks.deploy import build, release
-from tests.edge.targets import PROFILE, SPEC, Gateway, enrol, make_release
+from tests.edge.targets import PROFILE, SPEC, Gateway, enrol, make_release, poll
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
 ]
 
 MODEL = "toy-deploy"
+WORKER_S = 60.0  # for a worker to start a run, or to end one
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +52,15 @@ def gateways(platform: Settings) -> Iterator[tuple[Gateway, ...]]:
     yield made
     for gateway in made:
         gateway.stop()
+
+
+@pytest.fixture(scope="module")
+def still(platform: Settings) -> str:
+    """A target whose agent never runs."""
+    name = "deploy-still"
+    fleet.add_devices(Lake(platform), [f"{name}-device"], "toy")
+    fleet.add_targets(platform, Lake(platform), [Target(name, (f"{name}-device",), (f"only={name}",))])
+    return name
 
 
 def test_release_is_built_from_what_was_registered(platform: Settings, version: registry.ModelVersion) -> None:
@@ -85,6 +102,40 @@ def test_the_flow_ends_when_every_target_has_proved(
         assert gateway.log.count("is desired") == 1
 
 
+def test_a_workers_run_is_paused_resumed_and_cancelled_from_prefect(
+    platform: Settings, version: registry.ModelVersion, still: str
+) -> None:
+    """As its buttons do: it notices by itself, and takes back what nobody had answered."""
+    with SyncPrefectClient(api=platform.prefect_api) as client:
+        run = _start(client, still, {"limits": {"deadline_s": 3600}})
+        _await_rollout(platform, run, lambda rollout: rollout.asked == 1 and rollout.phase is Phase.RUNNING)
+        client.set_flow_run_state(run, Paused(timeout_seconds=600))
+        _await_rollout(platform, run, lambda rollout: rollout.phase is Phase.PAUSED)
+        client.resume_flow_run(run)
+        _await_rollout(platform, run, lambda rollout: rollout.phase is Phase.RUNNING)
+        client.set_flow_run_state(run, Cancelling())
+        _await_rollout(platform, run, lambda rollout: rollout.phase is Phase.CANCELLED)
+        _await_cancelled(client, run)
+    assert _asked(platform, still) == NOTHING
+
+
+def test_a_workers_run_that_waits_for_a_person_is_cancelled_by_its_hook(
+    platform: Settings, version: registry.ModelVersion, still: str
+) -> None:
+    """It looks at nothing meanwhile: the worker kills it, and the hook of the flow takes back what was asked."""
+    plan = {"waves": [1, "all"], "approval": "every wave", "limits": {"deadline_s": 1, "failed": 1, "silent": 1}}
+    with SyncPrefectClient(api=platform.prefect_api) as client:
+        run = _start(client, still, plan)
+        _await_rollout(platform, run, lambda rollout: rollout.phase is Phase.ASKING)
+        poll(lambda: _state(client, run).is_paused() or None, lambda: str(_state(client, run)))
+        client.set_flow_run_state(run, Cancelling())
+        _await_rollout(platform, run, lambda rollout: rollout.phase is Phase.CANCELLED)
+        _await_cancelled(client, run)
+        logs = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
+        hook = "Hook 'stop_asking' finished"
+        poll(lambda: any(hook in log.message for log in client.read_logs(logs)) or None, lambda: "no hook ran")
+
+
 def _register(settings: Settings, bias: float) -> registry.ModelVersion:
     """Log a run as training does, register it and make it champion."""
     import mlflow
@@ -114,3 +165,40 @@ def _register(settings: Settings, bias: float) -> registry.ModelVersion:
     registered = registry.register(settings, MODEL, run_id, {"lineage.windows": "lake/windows@3"})
     registry.point(settings, "champion", registered)
     return registered
+
+
+def _start(client: SyncPrefectClient, target: str, plan: dict[str, object]) -> UUID:
+    """Have the worker run *deploy* to one target."""
+    deployment = client.read_deployment_by_name("deploy/deploy").id
+    wanted = {"recipe": MODEL, "labels": [f"only={target}"], "plan": plan}
+    return client.create_flow_run_from_deployment(deployment, parameters=wanted).id
+
+
+def _await_rollout(settings: Settings, run: UUID, wanted: Callable[[Rollout], bool]) -> None:
+    """Wait until the rollout of a flow run is as wanted."""
+
+    async def mine() -> list[Rollout]:
+        async with broker.platform(settings) as (_, js):
+            return [head.rollout for head in await rollouts.heads(js) if str(run) in head.rollout.runs]
+
+    poll(lambda: any(map(wanted, asyncio.run(mine()))) or None, lambda: str(asyncio.run(mine())), WORKER_S)
+
+
+def _await_cancelled(client: SyncPrefectClient, run: UUID) -> None:
+    poll(lambda: _state(client, run).is_cancelled() or None, lambda: str(_state(client, run)), WORKER_S)
+
+
+def _state(client: SyncPrefectClient, run: UUID) -> State:
+    state = client.read_flow_run(run).state
+    assert state is not None
+    return state
+
+
+def _asked(settings: Settings, target: str) -> str:
+    async def read() -> Desired | None:
+        async with broker.platform(settings) as (_, js):
+            return (await rollouts.held(js, [target]))[target].desired
+
+    order = asyncio.run(read())
+    assert order is not None
+    return order.release
