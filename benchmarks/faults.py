@@ -1,5 +1,6 @@
 """What an agent loses or breaks: 200 kills, a full disk, an hour without the platform, power cuts at every step.
 
+Release after release is asked for, and the agent killed in turn while it downloads, verifies, switches and scores.
 `broken` counts the times at which no whole release was left to run, `lost` the windows whose prediction never came.
 The full disk is the process's own limit on file sizes, so that it needs no rights; the hour is an hour of event time.
 """
@@ -25,15 +26,18 @@ from benchmarks.power import record
 from fieldloop.domain import predictions
 from fieldloop.domain.enrolment import LocalReadings
 from fieldloop.domain.errors import ReleaseError
-from fieldloop.domain.release import Release
+from fieldloop.domain.release import CANARY, Release, encode_manifest
 from fieldloop.edge import files
 from fieldloop.edge.slots import Slots, State, read_release
+from fieldloop.edge.updater import CHUNKS
 from fieldloop.stores import broker
 from fieldloop.stores.settings import Settings
 from infra.local.supervisor import answers
 
 KILLS: Final = 200
-LONGEST_LIFE_S: Final = 1.6  # a start takes about half a second: kills fall into all that comes after, and before
+LIVES_S: Final = {"download": 0.6, "verify": 0.5, "switch": 0.15, "scoring": 1.0}  # until a kill, at most, by phase
+PHASE_S: Final = 20.0  # for a phase to begin
+LOOK_S: Final = 0.002
 HOUR_STEPS: Final = 3600  # of a second
 CHANNELS: Final = 6
 DEVICES: Final = 4
@@ -76,16 +80,19 @@ def _kills(settings: Settings, made: list[Release], kills: int) -> dict[str, Any
     target.await_running(made[0])
     chance, step, broken, moments = random.Random(SEED), 0, 0, Counter[str]()  # noqa: S311 - a simulation
     for number in range(kills):
-        step = _send(target, step, step + 5)
-        if number % 4 == 0:
-            target.desire(made[number // 4 % 2])
-        time.sleep(chance.uniform(0.0, LONGEST_LIFE_S))
+        phase = list(LIVES_S)[number % len(LIVES_S)]
+        if number % len(LIVES_S) == 0:
+            wanted = _again(made[1], number + 10)
+            target.desire(wanted)
+        _await_phase(target, wanted, phase)
+        step = _send(target, step, step + 2)
+        time.sleep(chance.uniform(0.0, LIVES_S[phase]))
         target.kill()
         broken += _is_broken(target)
-        moments[_moment(target)] += 1
+        moments[_phase(target, wanted)] += 1
         target.start()
-    wanted = made[(kills - 1) // 4 % 2]
-    target.await_running(wanted)
+    target.desire(made[0])
+    target.await_running(made[0])
     step = _send(target, step, step + 5)
     lost, repeated = _settle(target, step)
     target.kill()
@@ -194,15 +201,31 @@ def _no_release(state: Path) -> bool:
     return False
 
 
-def _moment(target: Gateway) -> str:
-    """Name where a kill found the agent, by what it left on the disk and said last."""
-    state = target.config.parent / "state"
-    if any((state / "incoming").glob("*/chunks/*")):
-        return "download"
-    if any((state / "incoming").iterdir()):
+def _again(release: Release, version: int) -> Release:
+    """Return the release as another version, which has to be fetched."""
+    manifest = msgspec.structs.replace(release.open(release.digest), version=version)
+    return Release(encode_manifest(manifest), release.graph, release.canary)
+
+
+def _await_phase(target: Gateway, wanted: Release, phase: str) -> None:
+    """Wait until the agent has got so far with a release; it may be further."""
+    begun, order = time.monotonic(), list(LIVES_S)
+    while (now := _phase(target, wanted)) not in order[order.index(phase) :]:
+        if time.monotonic() > begun + PHASE_S:
+            raise SystemExit(f"{target.target} is at {now!r}, not at {phase!r}: {target.log[-3000:]}")
+        time.sleep(LOOK_S)
+
+
+def _phase(target: Gateway, wanted: Release) -> str:
+    """Name how far the agent is with a release, by what is on the disk."""
+    state, digest = target.config.parent / "state", wanted.digest
+    if msgspec.json.decode((state / "slots.json").read_bytes(), type=State).current == digest:
+        return "scoring"
+    if (state / "releases" / digest).exists():
+        return "switch"
+    if (state / "incoming" / digest / CANARY).exists():
         return "verify"
-    last = (target.config.parent / "agent.log").read_text().splitlines()[-1:]
-    return "scoring" if last and ("connected" in last[0] or "proved" in last[0]) else "start"
+    return "download" if any((state / "incoming" / digest).glob(f"{CHUNKS}/*")) else "start"
 
 
 def _settle(target: Gateway, steps: int) -> tuple[int, int]:

@@ -158,7 +158,12 @@ class Gateway:
             if (report := asyncio.run(look())) is not None:
                 return report
             time.sleep(0.1)
-        raise SystemExit(f"{self.target} did not get there: {(self.config.parent / 'agent.log').read_text()[-3000:]}")
+        raise SystemExit(f"{self.target} did not get there: {self.log[-3000:]}")
+
+    @property
+    def log(self) -> str:
+        """What the agent has said."""
+        return (self.config.parent / "agent.log").read_text()
 
     def well(self) -> bool:
         """Ask the agent's health endpoint."""
