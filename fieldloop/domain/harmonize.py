@@ -28,11 +28,12 @@ def harmonize(profile: Profile, messages: Messages) -> tuple[Readings, list[Reje
         Readings in order of arrival, canonical units; rejects name the message row, the reason and the detail.
     """
     small, too_large = _by_size(messages)
-    records = formats.decode(profile, messages.take(small))
-    row = small[records.message]
-    rejects = too_large + [reject.at(int(small[reject.message])) for reject in records.rejects]
-
-    readings, refused = _accept(profile, messages.arrival_us, replace(records, message=row))
+    records = formats.decode(profile, messages if small is None else messages.take(small))
+    rejects = records.rejects
+    if small is not None:
+        rejects = too_large + [reject.at(int(small[reject.message])) for reject in rejects]
+        records = replace(records, message=small[records.message])
+    readings, refused = _accept(profile, messages.arrival_us, records)
     return readings, rejects + refused
 
 
@@ -73,8 +74,12 @@ def _accept(profile: Profile, arrival_us: NDArray[np.int64], records: Records) -
     return readings, rejects
 
 
-def _by_size(messages: Messages) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], list[Reject]]:
-    sizes = np.diff(Packed.of(messages.payloads).offsets)
+def _by_size(messages: Messages) -> tuple[NDArray[np.int64] | None, list[Reject]]:
+    """Return the rows of messages that are not too large, None where all are, and the others refused."""
+    payloads = messages.payloads
+    if not isinstance(payloads, Packed) and max(map(len, payloads), default=0) <= MAX_PAYLOAD_BYTES:
+        return None, []
+    sizes = np.diff(Packed.of(payloads).offsets)
     rejects = [
         Reject(int(row), None, Reason.TOO_LARGE, f"expected at most {MAX_PAYLOAD_BYTES:,} bytes, got {sizes[row]:,}")
         for row in np.flatnonzero(sizes > MAX_PAYLOAD_BYTES)

@@ -69,19 +69,22 @@ class Scorer:
         self._target = target
         self._devices = devices
         self._spec: WindowSpec | None = None
+        self._manifest: Manifest | None = None
+        self._codes: dict[str, NDArray[np.int64]] = {}  # by profile of the manifest, see `WindowSpec.channel_codes`
         self._streams: dict[str, WindowStream] = {}
         self._known: set[tuple[str, int]] = set()
         self.position = Position()
 
     def take(self, manifest: Manifest, deliveries: Sequence[Delivery], position: Position) -> Windows:
         """Take messages in order, move to `position`, and return the windows that they complete."""
-        self._use(manifest.window)
+        self._use(manifest)
         found = _Found()
-        for profile, rows in self._by_profile(manifest.profiles, deliveries):
-            if profile is None:
+        for name, rows in self._by_profile(manifest.profiles, deliveries).items():
+            if name is None:
                 found.errors += len(rows)
             else:
-                self._find(profile, [deliveries[row] for row in rows], found)
+                of = deliveries if len(rows) == len(deliveries) else [deliveries[row] for row in rows]
+                self._find(manifest.profiles[name], self._codes[name], of, found)
         self.position = position
         return self._windows(found, manifest.window)
 
@@ -110,28 +113,33 @@ class Scorer:
             message = predictions.unpack(payload)
             self._known.update((message.device, end) for end in message.columns()[0].tolist())
 
-    def _use(self, spec: WindowSpec) -> None:
+    def _use(self, manifest: Manifest) -> None:
         """Begin anew where the release wants other windows than the one before."""
+        if manifest is self._manifest:
+            return
+        spec = manifest.window
         if spec != self._spec:
             self._spec, self._streams = spec, {}
+        self._manifest = manifest
+        self._codes = {name: spec.channel_codes(profile) for name, profile in manifest.profiles.items()}
 
     def _by_profile(
         self, profiles: Mapping[str, Profile], deliveries: Sequence[Delivery]
-    ) -> list[tuple[Profile | None, list[int]]]:
-        """Return the rows of each profile; None for devices that this target or release does not know."""
+    ) -> dict[str | None, list[int]]:
+        """Return the rows by profile; those of devices that this target or release does not know under None."""
         rows: dict[str | None, list[int]] = {}
         for row, delivery in enumerate(deliveries):
             name = self._devices.get(delivery.device)
             rows.setdefault(name if name in profiles else None, []).append(row)
-        return [(profiles[name] if name else None, found) for name, found in rows.items()]
+        return rows
 
-    def _find(self, profile: Profile, deliveries: Sequence[Delivery], found: _Found) -> None:
+    def _find(self, profile: Profile, codes: NDArray[np.int64], deliveries: Sequence[Delivery], found: _Found) -> None:
         """Push the messages of devices of one profile, each to its device's stream."""
         spec = self._spec
         assert spec is not None  # noqa: S101 - `_use` has set it
         readings, rejects = harmonize(profile, _messages(deliveries))
         found.errors += len(rejects)
-        channel = spec.channel_codes(profile)[readings.metric].tolist()
+        channel = codes[readings.metric].tolist()
         event_us, value = readings.event_us.tolist(), readings.value.tolist()
         borders = np.searchsorted(readings.message, np.arange(len(deliveries) + 1)).tolist()
         for row, delivery in enumerate(deliveries):

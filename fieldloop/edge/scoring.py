@@ -24,7 +24,8 @@ from fieldloop.edge.serving import Serving
 from fieldloop.edge.spool import Kind, Spool
 
 TAKE_S: Final = 0.5  # longest wait for messages before looking whether to stop
-CHECKPOINT_S: Final = 0.25  # between two checkpoints
+CHECKPOINT_S: Final = 2.0  # between two checkpoints, at most: they sync, which holds up whoever writes to that disk
+CHECKPOINTS: Final = 8  # at least so many before what is not acknowledged comes again
 CHECK_S: Final = 2.0  # between two looks for answers that the broker owes
 STUCK_S: Final = 0.5  # between two tries of a release that fails
 _SPOOLED: Final = 4096  # messages read at once after a restart
@@ -180,7 +181,7 @@ class Scoring:
                 async with asyncio.timeout(CHECK_S):
                     await self._dealt.wait()
             if not source.eager:
-                await asyncio.sleep(CHECKPOINT_S)
+                await asyncio.sleep(min(CHECKPOINT_S, source.rest_s / CHECKPOINTS))
             self._dealt.clear()
             await self.checkpoint(source)
             self._sender.check()

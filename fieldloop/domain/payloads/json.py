@@ -21,6 +21,8 @@ PROFILES: Final = 64  # whose layouts are remembered
 
 def decode(profile: Profile, messages: Messages) -> Records:
     """Decode messages of devices of one profile; one bad message or field costs only itself."""
+    if len(messages.payloads) < flat.FEWEST:
+        return decode_each(profile, messages)
     rest = np.arange(len(messages.payloads), dtype=np.int64)
     parts = []
     for found in _flat(profile, messages):
