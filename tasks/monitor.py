@@ -50,7 +50,7 @@ class TargetScore:
         predictions: rows in table `predictions`.
         compared: of these, windows that the grid has too.
         identical: of these, windows whose bits are the same.
-        judged: predictions for which the truth is known.
+        judged: predictions that are numbers and for which the truth is known.
         mae: mean absolute error of these, unit of the target metric; None where there are none.
         bias: mean of prediction minus truth.
     """
@@ -149,7 +149,7 @@ def compare(settings: Settings, recipe_name: str, collected: Collected) -> Monit
         return Monitored(recipe.name, None, unit, collected, (), 0, 0, 0, 0, None, None)
     predictions = lake.scan("predictions").filter(pl.col("release") == release).collect()
     judged = _with_truth(lake, recipe, predictions)
-    error = pl.col("value") - pl.col("truth")
+    error = pl.when(pl.col("value").is_finite()).then(pl.col("value") - pl.col("truth"))  # one NaN is not all others
     scores = (
         judged.group_by("target", "device")
         .agg(
@@ -162,7 +162,7 @@ def compare(settings: Settings, recipe_name: str, collected: Collected) -> Monit
         )
         .sort("target", "device")
     )
-    known = judged.drop_nulls("truth")
+    known = judged.drop_nulls("truth").filter(pl.col("value").is_finite())
     overall = known.select(mae=error.abs().mean(), residual=(error**2).sum(), spread=_spread("truth"))
     mae, residual, spread = overall.row(0)
     rows = tuple(TargetScore(*row) for row in scores.iter_rows())

@@ -161,7 +161,10 @@ def test_a_window_that_differs_by_one_bit_is_seen(
     wrong = windows.values.copy()
     wrong[0, 0, 0] = np.nextafter(wrong[0, 0, 0], np.float32(np.inf))
     values = np.zeros(len(wrong), dtype=np.float32)
+    values[1] = np.nan
     publish([("predictions.gw", pack("gw", "newer", "W1", windows.end_us, values, window_hash(wrong)))])
     monitored = compare(data_plane, RECIPE, collect(data_plane))
     assert monitored.release == "newer"
     assert monitored.identical == monitored.compared - 1 == monitored.predictions - 1
+    assert monitored.mae is not None
+    assert np.isfinite(monitored.mae)  # one prediction that is no number costs only itself
