@@ -1,11 +1,11 @@
-"""Small releases for the benchmarks of rollouts: the window's mean, and what may be wrong with it."""
+"""Small releases for benchmarks and tests of rollouts: the window's mean, and what may be wrong with it."""
 
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from fieldloop.domain.profile import Channel, Clock, Profile
 from fieldloop.domain.release import Canary, File, Manifest, Release, encode_canary, encode_manifest, output_hash
@@ -39,26 +39,30 @@ class Toy:
     Attributes:
         version: of the model.
         gain: its output is so many times the mean.
+        bias: and this much more.
         beyond: where the mean is above this, the output is `wrong` instead; canaries stay below.
         wrong: see `beyond`.
         products: products with a square matrix that it takes a window, for nothing.
         ballast_bytes: of weights that it carries, for nothing.
+        fails_above: it breaks at run time on a window with a greater mean.
     """
 
     version: int
     gain: float = 1.0
+    bias: float = 0.0
     beyond: float = 1e9
     wrong: float = 0.0
     products: int = 0
     ballast_bytes: int = 0
+    fails_above: float | None = None
 
 
 def make(model: str, toy: Toy) -> Release:
     """Return the release of a toy; its canary is sound and lies between 0 and 10."""
-    graph = _graph(toy)
+    built = graph(toy)
     draw = np.random.default_rng(1)
     inputs = draw.uniform(0, 10, (CANARY_WINDOWS, 2, STEPS)).astype(np.float32)
-    outputs = Model.load(graph).run(inputs)
+    outputs = Model.load(built).run(inputs)
     canary = encode_canary(Canary(inputs, outputs))
     manifest = Manifest(
         recipe=model,
@@ -70,7 +74,7 @@ def make(model: str, toy: Toy) -> Release:
         target="power",
         unit="kW",
         features=("mean",),
-        graph=File.of(graph),
+        graph=File.of(built),
         canary=File.of(canary),
         output_hash=output_hash(outputs),
         tolerance=0.0,
@@ -78,13 +82,15 @@ def make(model: str, toy: Toy) -> Release:
         lineage={},
         created_at="2026-01-01T00:00:00+00:00",
     )
-    return Release(encode_manifest(manifest), graph, canary)
+    return Release(encode_manifest(manifest), built, canary)
 
 
-def _graph(toy: Toy) -> bytes:
+def graph(toy: Toy) -> bytes:
+    """Return what a toy computes, as ONNX."""
     draw = np.random.default_rng(toy.version)
     constants = {
         "gain": np.array([toy.gain], np.float32),
+        "bias": np.array([toy.bias], np.float32),
         "beyond": np.array([toy.beyond], np.float32),
         "wrong": np.array([toy.wrong], np.float32),
         "zero": np.array([0], np.float32),
@@ -93,7 +99,8 @@ def _graph(toy: Toy) -> bytes:
     nodes = [
         helper.make_node("ReduceMean", ["window"], ["means"], axes=[1, 2], keepdims=1),
         helper.make_node("Flatten", ["means"], ["mean"], axis=1),
-        helper.make_node("Mul", ["mean", "gain"], ["sound"]),
+        helper.make_node("Mul", ["mean", "gain"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "bias"], ["sound"]),
         helper.make_node("Greater", ["mean", "beyond"], ["is_beyond"]),
         helper.make_node("Where", ["is_beyond", "wrong", "sound"], ["chosen"]),
         helper.make_node("ReduceMean", ["ballast"], ["weight"], axes=[0], keepdims=1),
@@ -102,24 +109,46 @@ def _graph(toy: Toy) -> bytes:
     ]
     last = "loaded"
     if toy.products:
+        nodes += _products(toy.products, last, "late")
+        last = "late"
         constants["square"] = (draw.random((WIDTH, WIDTH)) / WIDTH).astype(np.float32)
         constants["row"] = np.ones((1, WIDTH), np.float32)
-        nodes.append(helper.make_node("Mul", ["mean", "row"], ["wide0"]))
-        nodes += [
-            *(helper.make_node("MatMul", [f"wide{n}", "square"], [f"wide{n + 1}"]) for n in range(toy.products)),
-            helper.make_node("ReduceMean", [f"wide{toy.products}"], ["worked"], axes=[1], keepdims=1),
-            helper.make_node("Mul", ["worked", "zero"], ["nothing"]),
-            helper.make_node("Add", ["loaded", "nothing"], ["late"]),
-        ]
-        last = "late"
+    if toy.fails_above is not None:
+        nodes += _fragile(last, "fragile")
+        last = "fragile"
+        constants["limit"] = np.array([toy.fails_above], np.float32)
+        constants["table"] = np.zeros((1, 1), np.float32)
     nodes.append(helper.make_node("Identity", [last], ["prediction"]))
-    graph = helper.make_graph(
+    whole = helper.make_graph(
         nodes,
         "toy",
         [helper.make_tensor_value_info("window", TensorProto.FLOAT, ["N", 2, STEPS])],
         [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["N", 1])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def _products(count: int, before: str, after: str) -> list[NodeProto]:
+    """Return nodes that add nothing, after so many products."""
+    return [
+        helper.make_node("Mul", ["mean", "row"], ["wide0"]),
+        *(helper.make_node("MatMul", [f"wide{n}", "square"], [f"wide{n + 1}"]) for n in range(count)),
+        helper.make_node("ReduceMean", [f"wide{count}"], ["worked"], axes=[1], keepdims=1),
+        helper.make_node("Mul", ["worked", "zero"], ["nothing"]),
+        helper.make_node("Add", [before, "nothing"], [after]),
+    ]
+
+
+def _fragile(before: str, after: str) -> list[NodeProto]:
+    """Return nodes that add nothing, and gather from beyond their table where the mean is above the limit."""
+    return [
+        helper.make_node("Greater", ["mean", "limit"], ["is_above"]),
+        helper.make_node("Cast", ["is_above"], ["places"], to=TensorProto.INT64),
+        helper.make_node("Flatten", ["places"], ["place"], axis=1),
+        helper.make_node("Gather", ["table", "place"], ["found"], axis=0),
+        helper.make_node("ReduceSum", ["found"], ["little"], keepdims=0),
+        helper.make_node("Add", [before, "little"], [after]),
+    ]

@@ -16,11 +16,11 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-import onnx
 from nats.js.api import ConsumerConfig
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
+from benchmarks import toys
+from benchmarks.toys import Toy
 from fieldloop.domain import predictions
 from fieldloop.domain.alerts import Limits
 from fieldloop.domain.enrolment import decode_config
@@ -76,7 +76,7 @@ def make_release(
 
     With `fails_above` it breaks at run time on windows with a greater mean, which the canary has none of.
     """
-    graph = _graph(bias) if fails_above is None else _fragile_graph(fails_above)
+    graph = toys.graph(Toy(version, bias=bias, fails_above=fails_above))
     inputs = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     outputs = Model.load(graph).run(inputs) + np.float32(answer)
     canary = encode_canary(Canary(inputs, outputs))
@@ -274,40 +274,6 @@ async def _consumer(settings: Settings, target: str, device: str) -> None:
         await broker.add_agent_consumer(js, target, [device])
         made = (await js.consumer_info("readings", target)).config
         await js.add_consumer("readings", ConsumerConfig(**{**made.__dict__, "ack_wait": REDELIVERY_S}))
-
-
-def _graph(bias: float) -> bytes:
-    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["N", 2, 3])
-    output = helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["N", 1])
-    nodes = [
-        helper.make_node("ReduceMean", ["window"], ["mean"], axes=[1, 2], keepdims=1),
-        helper.make_node("Flatten", ["mean"], ["flat"], axis=1),
-        helper.make_node("Add", ["flat", "bias"], ["prediction"]),
-    ]
-    constants = [helper.make_tensor("bias", TensorProto.FLOAT, [1], [bias])]
-    graph = helper.make_graph(nodes, "toy", [window], [output], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
-
-
-def _fragile_graph(limit: float) -> bytes:
-    """Return a graph that gathers from beyond its table where a window's mean is above a limit."""
-    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["N", 2, 3])
-    output = helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["N", 1])
-    nodes = [
-        helper.make_node("ReduceMean", ["window"], ["mean"], axes=[1, 2], keepdims=0),
-        helper.make_node("Greater", ["mean", "limit"], ["beyond"]),
-        helper.make_node("Cast", ["beyond"], ["place"], to=TensorProto.INT64),
-        helper.make_node("Gather", ["table", "place"], ["prediction"]),
-    ]
-    constants = [
-        helper.make_tensor("limit", TensorProto.FLOAT, [], [limit]),
-        helper.make_tensor("table", TensorProto.FLOAT, [1, 1], [0.0]),
-    ]
-    graph = helper.make_graph(nodes, "fragile", [window], [output], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
-    return bytes(model.SerializeToString())
 
 
 def mean_of_windows(steps: range, bias: float = 0.0) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from infra.rehearsal.faults import Faults
 from infra.rehearsal.stage import DEVICE, Cast, enrol, playing, stage
+from tasks import wave
 from tasks.deploy import Released
 from tasks.joiners import converge
 from tasks.rollback import withdraw
@@ -35,11 +36,12 @@ MUTE = ("mute-1", "mute-2")  # targets whose agents never run
 PATIENCE_S = 60.0
 QUALITY = {"least_windows": 200, "required": True}
 PLAN = Plan.model_validate(
-    {"waves": [{"size": "1", "soak_s": 2}, "50%", "all"], "limits": {"deadline_s": 30, "quality": QUALITY}}
+    {"waves": [{"size": "1", "soak_s": 1}, "50%", "all"], "limits": {"deadline_s": 30, "quality": QUALITY}}
 )
 AT_ONCE = Plan()
 STUCK = Plan.model_validate({"waves": [1, "all"], "limits": {"deadline_s": 300}})
 ANYHOW = Plan.model_validate({"limits": {"deadline_s": 1, "failed": 1, "silent": 1}})
+QUICK = {"TICK_S": 0.05, "LOOK_S": 0.2}  # between looks of a rollout, seconds
 MUTED = ["fleet=mute"]
 PLAYING = ["fleet=simulated"]
 
@@ -60,6 +62,8 @@ def settings(theatre: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Set
     """The stage, which this process's flows find."""
     for name, value in theatre.environment().items():
         monkeypatch.setenv(name, value)
+    for name, seconds in QUICK.items():
+        monkeypatch.setattr(wave, name, seconds)
     with temporary_settings({PREFECT_API_URL: theatre.prefect_api}):
         yield theatre
 
