@@ -7,7 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
 from tasks.acquire import Acquired, PartitionNumber, QuietSeconds, Share, describe, drain_readings, landed_event
-from tasks.readmission import describe_settled, settle_doubts
+from tasks.readmission import announce, describe_settled, settle_doubts
 
 
 @flow(name="acquire", timeout_seconds=7200, validate_parameters=True)
@@ -34,10 +34,5 @@ def acquire(
             resource={"prefect.resource.id": "fieldloop.table.readings"},
             payload=landed_event(acquired),
         )
-    for standing in settled.suspended:
-        emit_event(
-            event="fieldloop.device.suspended",
-            resource={"prefect.resource.id": f"fieldloop.device.{standing.device}"},
-            payload={"device": standing.device, "metric": standing.metric, "suspected": standing.change},
-        )
+    announce(settled)
     return acquired

@@ -5,7 +5,8 @@ enter the batch into the source's manifest, and commit the readings with its num
 Killed anywhere, the next run goes on behind the last batch that was committed.
 
 These rows have no place in the broker's stream: their `sequence` is 0, and `replay` numbers what brought them, so that
-validation takes them as new and none of them is late (docs/adr/0010).
+validation takes them as new and none of them is late (docs/adr/0010). The contract watch judges them as it does the
+stream's messages, in a space of the source's own: by when each was read.
 """
 
 import logging
@@ -105,7 +106,8 @@ def collect(settings: Settings, name: str, again: bool = False) -> Collected:
     Args:
         settings: where the services are.
         name: the source's name.
-        again: read all of it once more, as after the profile was mended; what is there already is not added again.
+        again: read all of it once more, as after the profile was mended; what is there already is not added again, and
+            nothing is judged by the contract watch, which has seen it.
 
     Raises:
         DocumentError: there is no such source or profile, or they cannot be used.
@@ -121,7 +123,9 @@ def collect(settings: Settings, name: str, again: bool = False) -> Collected:
     if isinstance(source, Relay):
         relayed, enrolled = relay(lake, declared, source)
         return Collected(name, forwarded=relayed.stored, quarantined=relayed.strays, enrolled=enrolled)
-    collector = _Collector(lake, Decoder(lake, settings.root), profile, Owners(declared, fleet.devices(lake)))
+    decoder = Decoder(lake, settings.root, name)
+    judged = declared.watch and not again
+    collector = _Collector(lake, decoder, profile, Owners(declared, fleet.devices(lake)), judged)
     done = collector.begin()
     collector.run(source.read([] if again else done))
     return collector.result()
@@ -135,6 +139,7 @@ class _Collector:
     decoder: Decoder
     profile: Profile
     owners: Owners
+    judged: bool
     after: int = 0
     done: list[Position] = field(default_factory=list)
     batches: int = 0
@@ -215,7 +220,7 @@ class _Collector:
         owned = self.owners.of(self.profile, batch)
         self.owners.known.update(dict.fromkeys(owned.newcomers, self.profile.name))
         self.newcomers += owned.newcomers
-        rows, rejects = decode(self.decoder, self.profile, owned)
+        rows, rejects = decode(self.decoder, self.profile, owned, judged=self.judged)
         self.pending.append(batch)
         self.decoded.append(rows)
         self.refused.append(quarantined(self.profile, owned, rejects, f"sources/{self.source}"))
@@ -229,6 +234,8 @@ class _Collector:
         if self.decoded:
             self.quarantined += keep(self.lake, pl.concat(self.refused))
             self._count(rows := pl.concat(self.decoded), _persistently(lambda: self._commit(rows)))
+            if self.judged:
+                self.decoder.contracts.keep(now=True)
         elif self.pending:
             self.manifest.remember(self.pending)
         self.enrolled += self.newcomers
@@ -351,7 +358,7 @@ def preview(settings: Settings, name: str) -> Preview:
     for event in source.read([entry.position for entry in entries]):
         if isinstance(event, Batch):
             owned = Owners(declared, fleet.devices(lake)).of(profile, event)
-            rows, rejects = decode(Decoder(lake, settings.root), profile, owned)
+            rows, rejects = decode(Decoder(lake, settings.root, name), profile, owned, judged=False)
             waiting = quarantined(profile, owned, rejects, name)
             return replace(seen, failed=tuple(failed), rows=len(event), item=event.item, **_shown(rows, waiting))
         if event.error:

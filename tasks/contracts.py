@@ -5,12 +5,14 @@ suspend the devices that it is certain of, and hold the messages of those in dou
 `tasks.readmission` replays it once a device is readmitted or its doubt has passed.
 
 What the watch has learnt is kept beside the tables, an object a slot and profile. It is written when a drain ends and
-every minute on the way; a killed drain goes on from the last one, and judges what it reads again.
+every minute on the way, or with a source's commit; a killed run goes on from the last one, and judges what it reads
+again.
 """
 
 import hashlib
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -37,6 +39,7 @@ from tasks.slots import slot_of
 FOLDER: Final = "contracts"
 LOOK_S: Final = 20.0  # between two looks at who was readmitted meanwhile
 KEEP_S: Final = 60.0  # between two writings of what was learnt
+SPACE: Final = pl.col("subject").str.extract("^sources/([^/]+)/").fill_null("")  # that a row of the quarantine is from
 
 
 def fingerprint(profile: Profile) -> str:
@@ -50,11 +53,13 @@ class Contracts:
     Args:
         lake: where tables and memory are.
         root: where the device profiles lie.
+        space: the source whose rows are judged; empty for the devices' stream. Each has positions and a memory of its
+            own, for one and the same device may come by both.
         remember: whether what is learnt is kept; a replay only looks at it.
     """
 
-    def __init__(self, lake: Lake, root: Path, *, remember: bool = True) -> None:
-        self._lake, self._root, self._remember = lake, root, remember
+    def __init__(self, lake: Lake, root: Path, space: str = "", *, remember: bool = True) -> None:
+        self._lake, self._root, self._space, self._remember = lake, root, space, remember
         self._watches: dict[str, Watch] = {}
         self._loaded: set[tuple[int, str]] = set()
         self._standings: Mapping[str, Standing] = {}
@@ -110,7 +115,7 @@ class Contracts:
             for device in watch.devices:
                 by_slot.setdefault(slot_of(device), []).append(device)
             for slot, devices in by_slot.items():
-                self._lake.put(_key(slot, name), keep(watch, devices))
+                self._lake.put(_key(self._space, slot, name), keep(watch, devices))
 
     def _look(self, profile: Profile, messages: Messages) -> None:
         """Bring up to date what is known of the devices and of how they stand."""
@@ -122,7 +127,7 @@ class Contracts:
         for slot in {slot_of(name) for name in Named.of(messages.devices).names}:
             if (slot, profile.name) not in self._loaded:
                 self._loaded.add((slot, profile.name))
-                self._absorb(watch, _key(slot, profile.name))
+                self._absorb(watch, _key(self._space, slot, profile.name))
         if time.monotonic() - self._looked > LOOK_S:
             self._standings, self._looked = standings(self._lake), time.monotonic()
         for device in self._standings.keys() & set(Named.of(messages.devices).names):
@@ -186,12 +191,12 @@ def _why(finding: Finding) -> str:
     return f"{finding.metric}: {finding.change}" if finding.metric else finding.change
 
 
-def _key(slot: int, profile: str) -> str:
-    return f"{FOLDER}/{slot:02}/{profile}.msgpack"
+def _key(space: str, slot: int, profile: str) -> str:
+    return f"{FOLDER}/{f'sources/{space}/' if space else ''}{slot:02}/{profile}.msgpack"
 
 
-def held_devices(lake: Lake, root: Path) -> set[str]:
-    """Return the devices whose messages are held at the moment."""
+def held_devices(lake: Lake, root: Path, spaces: Collection[str]) -> set[str]:
+    """Return the devices whose messages are held at the moment, in some of these spaces."""
     found: set[str] = set()
     for name in set(fleet.devices(lake).values()):
         try:
@@ -199,16 +204,17 @@ def held_devices(lake: Lake, root: Path) -> set[str]:
         except DocumentError:
             continue
         watch = Watch(promises(document), load_profile(root, name).cadence_us)
-        for slot in range(SLOTS):
-            if (data := lake.get(_key(slot, name))) is not None:
+        for space, slot in itertools.product(spaces, range(SLOTS)):
+            if (data := lake.get(_key(space, slot, name))) is not None:
                 absorb(watch, data)
-        found |= watch.held().keys()
+                found |= watch.held().keys()
     return found
 
 
-def waiting_devices(rows: pl.LazyFrame, reason: Reason) -> set[str]:
-    """Return the devices that have messages waiting in quarantine for a reason."""
-    return set(rows.filter(pl.col("reason") == reason).select("device").unique().collect()["device"])
+def waiting_devices(rows: pl.LazyFrame, reason: Reason) -> dict[str, set[str]]:
+    """Return the devices that have messages waiting in quarantine for a reason, each with the spaces they are from."""
+    found = rows.filter(pl.col("reason") == reason).group_by("device").agg(SPACE.unique().alias("space")).collect()
+    return {device: set(spaces) for device, spaces in found.iter_rows()}
 
 
 def readmit_mended(lake: Lake, root: Path) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from fieldloop.domain.harmonize import harmonize, harmonize_table
 from fieldloop.domain.payloads.records import Table
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Named, Readings, Reason, Reject
+from fieldloop.domain.windows import OUT_OF_STREAM
 from fieldloop.stores import fleet
 from fieldloop.stores.lake import SCHEMAS, Lake, Snapshot
 from tasks.contracts import Contracts
@@ -142,9 +143,9 @@ class Landing:
 class Decoder:
     """Harmonizes messages of all devices of the fleet, by their profiles as they are now."""
 
-    def __init__(self, lake: Lake, root: Path, *, remember: bool = True) -> None:
-        """Remember where fleet and profiles are, and whether to keep what the contract watch learns."""
-        self.contracts = Contracts(lake, root, remember=remember)
+    def __init__(self, lake: Lake, root: Path, space: str = "", *, remember: bool = True) -> None:
+        """Remember where fleet and profiles are, whose positions are judged, and whether to keep what is learnt."""
+        self.contracts = Contracts(lake, root, space, remember=remember)
         self._lake = lake
         self._root = root
         self._profile_names: dict[str, str] = {}
@@ -178,17 +179,20 @@ class Decoder:
         return pl.concat(frames), rejects
 
     def decode_rows(
-        self, profile: Profile, messages: Messages, table: Table | None
+        self, profile: Profile, messages: Messages, table: Table | None, *, judged: bool
     ) -> tuple[pl.DataFrame, list[Reject]]:
         """Return rows of a source as rows of table `readings`, and everything that was refused.
 
         Args:
             profile: of all their devices.
-            messages: whose rows they are and when they came.
+            messages: whose rows they are, when they came, and their place among all that the source gave.
             table: their raw entries where they came in columns; else the payloads are read.
+            judged: whether the contract watch looks at them; they must have been admitted then.
         """
         readings, refused = harmonize(profile, messages) if table is None else harmonize_table(profile, messages, table)
-        return _frame(profile, messages, readings, 0), refused
+        if judged:
+            readings, refused = self.contracts.judge(profile, messages, readings, refused)
+        return _frame(profile, messages, readings, 0).with_columns(sequence=pl.lit(OUT_OF_STREAM, pl.Int64)), refused
 
     def _by_profile(self, senders: Sequence[str]) -> list[tuple[str | None, NDArray[np.int64]]]:
         """Return the rows of the messages of each profile, in order; None for devices that have none."""

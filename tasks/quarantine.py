@@ -6,7 +6,7 @@ of each message. Rows of a message that an earlier replay, or none, wrote are se
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import polars as pl
@@ -16,6 +16,7 @@ from fieldloop.domain.windows import OUT_OF_STREAM
 from fieldloop.stores.history import enter_replay
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
+from tasks.contracts import SPACE
 from tasks.landing import Decoder, new_readings, refused
 from tasks.partitions import APPLICATIONS as ACQUISITION
 
@@ -28,6 +29,8 @@ BATCH_BYTES: Final = 64 << 20  # bytes of one commit, about
 _STREAMED: Final = pl.col("subject").str.starts_with("devices.")
 _COLLECTED: Final = pl.col("subject").str.starts_with("sources/") & (pl.col("sequence") > 0) & (pl.col("device") != "")
 _OF_DEVICES: Final = _STREAMED | _COLLECTED  # the rest is kept to be looked at alone
+_READ_US: Final = pl.col("arrival_time").dt.epoch("us")
+_PLACE: Final = pl.when(_STREAMED).then("sequence").otherwise(_READ_US)  # by which messages of a space are in order
 
 
 @dataclass(frozen=True)
@@ -118,37 +121,43 @@ def replay(settings: Settings, choice: Choice) -> Replayed:
         StoreError: the lake cannot be reached, or acquisition or another replay committed at the same time.
     """
     lake = Lake(settings)
-    decoder = Decoder(lake, settings.root, remember=False)
-    return sum((_replay_batch(lake, decoder, batch) for batch in _batches(lake, choice)), Replayed())
+    decoders: dict[str, Decoder] = {}
+    total = Replayed()
+    for space, batch in _batches(lake, choice):
+        if space not in decoders:
+            decoders[space] = Decoder(lake, settings.root, space, remember=False)
+        total += _replay_batch(lake, decoders[space], batch)
+    return total
 
 
-def _batches(lake: Lake, choice: Choice) -> Iterator[pl.DataFrame]:
-    """Yield the chosen messages (`MESSAGE`) in order of arrival, as many at a time as one commit takes."""
+def _batches(lake: Lake, choice: Choice) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Yield the chosen messages (`MESSAGE`) of a space in order of arrival, as many at a time as one commit takes."""
     chosen = (
         waiting(lake)
         .filter(_OF_DEVICES, *choice.filters())
         .group_by(MESSAGE)
-        .agg(size=pl.col("payload").bin.size().first())
-        .sort("sequence")
+        .agg(size=pl.col("payload").bin.size().first(), place=_PLACE.first())
+        .sort("place")
         .collect()
     )
     number = pl.max_horizontal(pl.col("size").cum_sum() // BATCH_BYTES, pl.int_range(pl.len()) // BATCH_MESSAGES)
-    numbered = chosen.with_columns(number=number, streamed=_STREAMED)
-    for part in numbered.partition_by("number", "streamed", maintain_order=True):
-        yield part.select(MESSAGE)
+    numbered = chosen.with_columns(number=number, space=SPACE)
+    for part in numbered.partition_by("number", "space", maintain_order=True):
+        yield part["space"][0], part.select(MESSAGE)
 
 
 def _replay_batch(lake: Lake, decoder: Decoder, batch: pl.DataFrame) -> Replayed:
-    rows = lake.scan("quarantine").join(batch.lazy(), on=MESSAGE, how="semi").unique(MESSAGE).sort("sequence").collect()
+    rows = lake.scan("quarantine").join(batch.lazy(), on=MESSAGE, how="semi").unique(MESSAGE).sort(_PLACE).collect()
     messages = Messages(
         rows["device"].to_list(),
         rows["arrival_time"].to_physical().to_numpy(),
         rows["sequence"].to_numpy(),
         rows["payload"].to_list(),
     )
+    placed = replace(messages, sequence=rows.select(_PLACE).to_series().to_numpy())
     readings, quarantine = lake.snapshot("readings"), lake.snapshot("quarantine")
     number = 1 + max(readings.transaction(APPLICATION), quarantine.transaction(APPLICATION))
-    decoded, rejects = decoder.decode(messages, number)
+    decoded, rejects = decoder.decode(placed, number)
     if not batch["subject"].str.starts_with("devices.").all():
         decoded = decoded.with_columns(sequence=pl.lit(OUT_OF_STREAM, pl.Int64))
     fresh = new_readings(readings, decoded)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from prefect import task
+from prefect.events import emit_event
 
 from expectations.profiles import load_profile
 from fieldloop.domain.errors import StoreError
@@ -59,7 +60,8 @@ def settle(settings: Settings, since: datetime) -> Settled:
     readings = sum(_land(settings, device).readings for device in mended)
     doubted = waiting_devices(waiting(lake), Reason.IN_DOUBT)
     aside = {name for name, standing in standings(lake).items() if standing.suspended}
-    released = doubted - aside - (held_devices(lake, settings.root) if doubted - aside else set())
+    spaces = {space for device in doubted.keys() - aside for space in doubted[device]}
+    released = doubted.keys() - aside - held_devices(lake, settings.root, spaces)
     readings += sum(_land(settings, device).readings for device in sorted(released))
     return Settled(suspended_since(lake, since), mended, tuple(sorted(released)), readings)
 
@@ -72,6 +74,16 @@ def describe_settled(settled: Settled) -> str:
         if devices:
             lines += ["", f"{text}: {', '.join(devices)}"]
     return "\n".join(lines)
+
+
+def announce(settled: Settled) -> None:
+    """Emit an event for each device that was set aside."""
+    for standing in settled.suspended:
+        emit_event(
+            event="fieldloop.device.suspended",
+            resource={"prefect.resource.id": f"fieldloop.device.{standing.device}"},
+            payload={"device": standing.device, "metric": standing.metric, "suspected": standing.change},
+        )
 
 
 def suspend_devices(settings: Settings, devices: Sequence[str], reason: str) -> None:

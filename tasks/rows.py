@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -15,15 +15,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fieldloop.domain.columns import Coded
+from fieldloop.domain.contract.points import ENOUGH
 from fieldloop.domain.payloads import fields
+from fieldloop.domain.payloads.records import Table
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Named, Reason, Reject
-from fieldloop.domain.windows import OUT_OF_STREAM
-from fieldloop.stores.lake import Lake
+from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.sources import columns
 from fieldloop.stores.sources.declaration import DEVICE_NAME, Declaration
 from fieldloop.stores.sources.source import Batch, ItemRefusedError, Stray
 from tasks.landing import Decoder, refused
+
+JUDGED_ROWS: Final = 2 * ENOUGH  # of a device, about, that the contract watch judges at a time: it looks at all of them
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Owned:
         rejects: the others, `message` is the row.
         newcomers: devices that are to be enrolled for it.
         named_by: the column that named the owners; empty where the item did.
+        read_us: [N] int64, when each row was read, a microsecond after the one before: its place among all that the
+            source gave, which is also how a replay finds the order again.
     """
 
     batch: Batch
@@ -45,6 +50,7 @@ class Owned:
     rejects: list[Reject]
     newcomers: list[str]
     named_by: str
+    read_us: NDArray[np.int64]
 
 
 @dataclass
@@ -54,10 +60,12 @@ class Owners:
     Attributes:
         declared: the declaration.
         known: profile name of each enrolled device.
+        read_us: when the last row was read.
     """
 
     declared: Declaration
     known: dict[str, str] = field(default_factory=dict)
+    read_us: int = 0
 
     def of(self, profile: Profile, batch: Batch) -> Owned:
         """Return the batch with its owners.
@@ -79,7 +87,10 @@ class Owners:
             for row in np.flatnonzero(~taken).tolist()
         ]
         devices = Named((*(str(name) for name in names.entries), ""), names.codes.astype(np.int32))
-        return Owned(batch, devices, np.flatnonzero(taken), rejects, newcomers, self.declared.device.field or "")
+        read_us = max(int(datetime.now(UTC).timestamp() * 1e6), self.read_us + 1) + np.arange(len(batch))
+        self.read_us = int(read_us[-1]) if len(batch) else self.read_us
+        named_by = self.declared.device.field or ""
+        return Owned(batch, devices, np.flatnonzero(taken), rejects, newcomers, named_by, read_us)
 
     def _named(self, batch: Batch) -> Coded:
         """Return the names that rows give their device."""
@@ -106,31 +117,57 @@ class Owners:
         return f"expected a device's name in field `{self.declared.device.field}`, found none"
 
 
-def decode(decoder: Decoder, profile: Profile, owned: Owned) -> tuple[pl.DataFrame, list[Reject]]:
-    """Return an owned batch as rows of table `readings`, and everything that was refused, by row."""
-    rows, taken = owned.batch.rows, owned.taken
-    now_us = int(datetime.now(UTC).timestamp() * 1e6)
-    messages = Messages(
+def decode(decoder: Decoder, profile: Profile, owned: Owned, *, judged: bool) -> tuple[pl.DataFrame, list[Reject]]:
+    """Return an owned batch as rows of table `readings`, and everything that was refused, by row.
+
+    Args:
+        decoder: of the source's own space.
+        profile: of all its devices.
+        owned: the batch.
+        judged: whether the contract watch judges it. It does so piece by piece: in one go it would learn a file's
+            change along with what was before.
+    """
+    frames, rejects = [pl.DataFrame(schema=SCHEMAS["readings"])], list(owned.rejects)
+    devices = len(np.unique(owned.devices.codes))
+    piece = JUDGED_ROWS * devices if judged else max(1, len(owned.taken))
+    for begin in range(0, len(owned.taken), piece):
+        taken = owned.taken[begin : begin + piece]
+        admitted, barred = decoder.contracts.admit(profile, _messages(owned, taken))
+        rejects += [reject.at(int(taken[reject.message])) for reject in barred]
+        taken = taken[admitted]
+        table = _table(profile, owned, taken)
+        frame, refused = decoder.decode_rows(profile, _messages(owned, taken), table, judged=judged)
+        frames.append(frame)
+        rejects += [reject.at(int(taken[reject.message])) for reject in refused]
+    return pl.concat(frames), rejects
+
+
+def _messages(owned: Owned, taken: NDArray[np.int64]) -> Messages:
+    """Return rows as messages; those that came in columns have no payload."""
+    rows = owned.batch.rows
+    return Messages(
         owned.devices.take(taken),
-        np.full(len(taken), now_us),
-        np.full(len(taken), OUT_OF_STREAM),
+        np.full(len(taken), owned.read_us[0] if len(owned.read_us) else 0),
+        owned.read_us[taken],
         () if isinstance(rows, pa.Table) else [rows[row] for row in taken.tolist()],
     )
-    table = None
-    if isinstance(rows, pa.Table):
-        chosen = rows if len(taken) == rows.num_rows else rows.take(taken)
-        table = columns.to_table(profile, chosen, owned.named_by)
-    frame, rejects = decoder.decode_rows(profile, messages, table)
-    return frame, owned.rejects + [Reject(int(taken[r.message]), r.metric, r.reason, r.detail) for r in rejects]
+
+
+def _table(profile: Profile, owned: Owned, taken: NDArray[np.int64]) -> Table | None:
+    """Return rows that came in columns as the profile's columns."""
+    rows = owned.batch.rows
+    if not isinstance(rows, pa.Table):
+        return None
+    return columns.to_table(profile, rows if len(taken) == rows.num_rows else rows.take(taken), owned.named_by)
 
 
 def quarantined(profile: Profile, owned: Owned, rejects: Sequence[Reject], place: str) -> pl.DataFrame:
     """Return rows of table `quarantine`: the item as subject, the row's number as sequence, a message as payload."""
     batch = owned.batch
     subject = f"{place}/{batch.item}" + (f"#{batch.edition}" if batch.edition else "")
-    now_us = int(datetime.now(UTC).timestamp() * 1e6)
+    now_us = int(owned.read_us[0]) if len(batch) else int(datetime.now(UTC).timestamp() * 1e6)
     payloads = _Payloads(profile, batch.rows)
-    messages = Messages(owned.devices, np.full(len(batch), now_us), batch.numbers, payloads)
+    messages = Messages(owned.devices, owned.read_us, batch.numbers, payloads)
     unread = Messages(
         [owned.devices.names[0] if owned.named_by == "" else ""] * len(batch.refused),
         np.full(len(batch.refused), now_us),

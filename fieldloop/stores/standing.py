@@ -37,7 +37,8 @@ class Standing:
         state: set aside, or readmitted after that.
         metric: the metric that shows a change; None where it is not a metric's.
         change: what a person should suspect.
-        since: stream sequence of the first message that shows it; 0 where a person decided.
+        since: stream sequence of the first message that shows it, of a source's row when it was read (microseconds);
+            0 where a person decided.
         profile: fingerprint of the device's profile then.
         by: who decided it.
         anew: whether the watch is to learn the device anew.
