@@ -96,11 +96,12 @@ def measure() -> Figure:
 
 
 @contextmanager
-def data_plane(*, restart: bool = False) -> Iterator[Settings]:
+def data_plane(*, restart: bool = False, profile: str = PROFILE) -> Iterator[Settings]:
     """Start an object store and a broker in a folder of their own, with devices of profile `bench`.
 
     Args:
         restart: start a service again when it ends, in place of stopping the other.
+        profile: the profile, as YAML.
     """
     with tempfile.TemporaryDirectory(prefix="fieldloop-") as folder, ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in range(3)]
@@ -112,7 +113,7 @@ def data_plane(*, restart: bool = False) -> Iterator[Settings]:
         settings = BenchSettings.model_validate({"data_dir": folder, **ports})
         profiles = settings.data_dir / "expectations" / "profiles"
         profiles.mkdir(parents=True)
-        (profiles / "bench.yaml").write_text(PROFILE)
+        (profiles / "bench.yaml").write_text(profile)
         make_secrets(settings)
         make_authority(settings)
         specs = [store_service.spec(settings), broker_service.spec(settings)]
