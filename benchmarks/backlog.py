@@ -1,9 +1,9 @@
 """Peak memory while a large backlog is drained from the broker into the lake, and while half of it is validated.
 
 Each flow's work runs in a process of its own, as a worker runs it, with all processes that it starts. `figure` is the
-larger of the two peaks: the sum of their resident sizes, looked at every 20 ms, so pages that they share count more than
-once. Broker and object store are servers beside them, with peaks of their own (`services_gb`). Spooled rows lie on
-disk. `FIELDLOOP_BACKLOG` names another size in millions of readings.
+larger of the two peaks: the sum of their resident sizes, looked at every 20 ms, so pages that they share count more
+than once. Broker and object store are servers beside them, with peaks of their own (`services_gb`). Spooled rows lie
+on disk. `FIELDLOOP_BACKLOG` names another size in millions of readings.
 """
 
 import asyncio
@@ -36,8 +36,8 @@ LOOK_S: Final = 0.02
 LIMIT_GB: Final = 2.0
 GB: Final = 1e9
 CHANNEL: Final = (
-    "  - {{metric: {0}, field: {0}, source_unit: degC, unit: degC, range: [-100, 1000], plausible: [0, 39.9], rule: mean, "
-    "description: {0}}}\n"
+    "  - {{metric: {0}, field: {0}, source_unit: degC, unit: degC, range: [-100, 1000], plausible: [0, 39.9], "
+    "rule: mean, description: {0}}}\n"
 )
 PROFILE: Final = """\
 name: bench
