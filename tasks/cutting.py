@@ -40,12 +40,12 @@ class Cuts:
             TrainingError: one of them ends at a step that its device's grid does not have.
         """
         recipe = self.recipe
-        none = np.zeros((0, len(recipe.rows), recipe.window.length), dtype=np.float32)
-        found = (
+        found = [
             cut(self.grids[code], self.rows(code, mine), recipe.window.length, recipe.step_us, recipe.clock)
             for code, mine in self.by_device(chosen)
-        )
-        return np.concatenate([none, *found])
+        ]
+        none = np.zeros((0, len(recipe.rows), recipe.window.length), dtype=np.float32)
+        return found[0] if len(found) == 1 else np.concatenate([none, *found])
 
     def newest(self, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the input channels at the last step of the chosen windows ([K] increasing), float32 [C, K]."""
@@ -71,7 +71,7 @@ class Cuts:
         """
         steps, wanted = self.grids[code].steps, self.end_us[mine] // self.recipe.step_us
         rows = np.searchsorted(steps, wanted)
-        known = np.append(steps, np.iinfo(np.int64).max)[rows] == wanted
+        known = steps[np.minimum(rows, len(steps) - 1)] == wanted
         if not known.all():
             name = self.recipe.name
             raise TrainingError(

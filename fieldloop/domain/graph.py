@@ -110,7 +110,7 @@ def _columns(recipe: Recipe, masked: Var, ordered: Var | None) -> list[Columns]:
 
 
 def _cleaned(recipe: Recipe, masked: Var, ordered: Var | None) -> Cleaned:
-    length, clock = recipe.window.length, None
+    length, clock, many = recipe.window.length, None, ordered is not None
     if recipe.clock:
         last = op.gather(masked, op.const(np.int64(length - 1)), axis=2)
         clock = op.gather(last, op.const(np.int64(len(recipe.channels))), axis=1)
@@ -118,7 +118,7 @@ def _cleaned(recipe: Recipe, masked: Var, ordered: Var | None) -> Cleaned:
         ordered = None if ordered is None else _channels(recipe, ordered)
     if ordered is None and "quantiles" in recipe.features:
         ordered = sort(masked, length)
-    return Cleaned(masked, recipe.inputs, length, clock, ordered)
+    return Cleaned(masked, recipe.inputs, length, clock, ordered, many)
 
 
 def _channels(recipe: Recipe, window: Var) -> Var:

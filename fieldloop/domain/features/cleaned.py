@@ -22,7 +22,13 @@ class Cleaned:
     """
 
     def __init__(
-        self, masked: Var, metrics: Sequence[str], length: int, clock: Var | None = None, ordered: Var | None = None
+        self,
+        masked: Var,
+        metrics: Sequence[str],
+        length: int,
+        clock: Var | None = None,
+        ordered: Var | None = None,
+        many: bool = False,
     ) -> None:
         """Take the masked window.
 
@@ -32,11 +38,13 @@ class Cleaned:
             length: T.
             clock: [N] float32, seconds since Monday 00:00 UTC at which the last step begins; None where it is not read.
             ordered: [N, C, T] float32, the values in ascending order, anything behind them; None where nobody sorted.
+            many: whether to build for batches, where values cost; for one window it is the nodes that do.
         """
         self.metrics = tuple(metrics)
         self.length = length
         self.clock = clock
         self.ordered = ordered
+        self.many = many
         self.steps = op.transpose(masked, perm=[2, 0, 1])
 
     @cached_property
@@ -51,8 +59,8 @@ class Cleaned:
 
     @cached_property
     def zeroed(self) -> Var:
-        """[T, N, C] values, 0 where missing."""
-        return op.cast(op.where(self.there, self.steps, op.const(np.float32(0))), to=np.float64)
+        """[T, N, C] values, 0 where missing: ThresholdedRelu keeps what is above minus infinity, as no NaN is."""
+        return op.cast(op.thresholded_relu(self.steps, alpha=-np.inf), to=np.float64)
 
     @cached_property
     def count(self) -> Var:
@@ -63,6 +71,22 @@ class Cleaned:
     def counted(self) -> Var:
         """[N, C] int64, values that are there."""
         return op.cast(self.count, to=np.int64)
+
+    @cached_property
+    def moments(self) -> tuple[Var, Var]:
+        """[N, C] twice: sums of the steps at which a value is there, counted from the middle, and of their squares.
+
+        Halves and quarters below 2^53 add up exactly in any order, so that batches may leave it to a matrix product.
+        """
+        steps = middled(self.length)
+        if not self.many:
+            weighted = op.mul(op.const(steps[:, None, None]), self.weight)
+            return self.total(weighted), self.total(op.mul(op.const(steps[:, None, None]), weighted))
+        flat = op.reshape(self.weight, op.const(np.array([self.length, -1], dtype=np.int64)))
+        sums = op.matmul(op.const(np.stack([steps, steps**2])), flat)
+        both = op.reshape(sums, op.const(np.array([2, -1, len(self.metrics)], dtype=np.int64)))
+        first, second = (op.gather(both, op.const(np.int64(power)), axis=0) for power in range(2))
+        return first, second
 
     @cached_property
     def mean(self) -> Var:

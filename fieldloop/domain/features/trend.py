@@ -14,8 +14,7 @@ def trend(window: Cleaned) -> list[Columns]:
     """
     steps = op.const(middled(window.length)[:, None, None])
     rise = window.total(op.mul(steps, window.deviation))
-    weighted = op.mul(steps, window.weight)
-    first, second = window.total(weighted), window.total(op.mul(steps, weighted))
+    first, second = window.moments
     run = op.sub(op.mul(window.count, second), op.mul(first, first))
     slope = op.div(op.mul(rise, window.count), run)
     delta = op.sub(window.last, window.step(window.length - 2))
