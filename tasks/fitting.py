@@ -18,7 +18,7 @@ from fieldloop.domain.metrics import judge
 from fieldloop.domain.recipe import Candidate, Metric, Recipe
 from fieldloop.domain.recipe.target import Anomaly
 from tasks import candidates
-from tasks.candidates.learner import Matrix, Problem, problem
+from tasks.candidates.learner import Matrix, Problem, fixed_threads, problem
 from tasks.examples import Examples, spread_out
 from tasks.heads import head_of
 from tasks.matrix import apply, features
@@ -130,6 +130,7 @@ def prepare(recipe: Recipe, found: Examples) -> Materials:
     return Materials(recipe, found, half, names, train, validation, features(found, train), features(found, validation))
 
 
+@fixed_threads()
 def fit(candidate: Candidate, materials: Materials, seed: int) -> Fitted:
     """Fit on the training windows to choose by, then on all but the held-out ones; merge and run the graph on these.
 
@@ -160,6 +161,7 @@ def fit(candidate: Candidate, materials: Materials, seed: int) -> Fitted:
     )
 
 
+@fixed_threads()
 def try_out(
     candidate: Candidate, materials: Materials, seed: int, share: float = 1.0
 ) -> tuple[candidates.Model, Matrix]:

@@ -31,6 +31,7 @@ from fieldloop.stores.settings import Settings
 from tasks import candidates, plots
 from tasks.examples import Versions
 from tasks.fitting import Fitted
+from tasks.origin import CODE, GRAPH_DIGEST, ORIGIN, RECIPE, origin_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,11 +81,13 @@ def log_fitted(settings: Settings, fitted: Fitted, lake: Lake, versions: Version
     """Log a fitted candidate to its run."""
     mlflow = registry.client(settings)
     params: dict[str, Any] = {"seed": seed, **recipe_params(fitted.recipe), **fitted.candidate.settings}
-    log_values(mlflow, run_id, _figures(fitted), params)
+    origin = origin_of(fitted, versions, seed, settings.root)
+    log_values(mlflow, run_id, _figures(fitted), params, {GRAPH_DIGEST: origin.graph, CODE: origin.code})
     log_dataset(mlflow, lake, fitted.recipe, versions, run_id)
     profiles = load_profiles(settings, fitted.recipe)
     unit = fitted.recipe.target_unit(profiles[fitted.recipe.profiles[0]])
-    _log_files(mlflow, run_id, _files(fitted, profiles), _pictures(fitted, unit))
+    files = {**_files(fitted, profiles), ORIGIN: msgspec.json.format(msgspec.json.encode(origin), indent=2)}
+    _log_files(mlflow, run_id, files, _pictures(fitted, unit))
     _log_graph(settings, fitted, run_id)
 
 
@@ -146,7 +149,7 @@ def _files(fitted: Fitted, profiles: Mapping[str, Profile]) -> dict[str, bytes]:
         REFERENCE: msgspec.json.encode(_reference(fitted)),
         "release/features.json": msgspec.json.encode(fitted.materials.names),
         "release/target.json": _target(recipe, profiles[recipe.profiles[0]]),
-        "recipe.json": recipe.model_dump_json(indent=2).encode(),
+        RECIPE: recipe.model_dump_json(indent=2).encode(),
         PREDICTIONS: _predictions(fitted),
         **{f"{NATIVE}/{name}": data for name, data in candidates.dump(fitted.model).items()},
     }
@@ -235,16 +238,23 @@ def _log_files(
         mlflow.log_artifacts(run_id, name)
 
 
-def log_values(mlflow: "MlflowClient", run_id: str, metrics: Mapping[Any, float], params: Mapping[str, Any]) -> None:
-    """Log metrics and parameters in one call."""
+def log_values(
+    mlflow: "MlflowClient",
+    run_id: str,
+    metrics: Mapping[Any, float],
+    params: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Log metrics, parameters and tags in one call."""
     from mlflow.entities import Metric as MlflowMetric
-    from mlflow.entities import Param
+    from mlflow.entities import Param, RunTag
 
     now_ms = time.time_ns() // 1_000_000
     mlflow.log_batch(
         run_id,
         metrics=[MlflowMetric(str(name), value, now_ms, 0) for name, value in metrics.items()],
         params=[Param(name, str(value)) for name, value in params.items()],
+        tags=[RunTag(name, value) for name, value in (tags or {}).items()],
     )
 
 

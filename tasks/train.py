@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect import task
@@ -26,8 +25,8 @@ from tasks.cluster import connected
 from tasks.examples import Versions, read
 from tasks.fitting import fit, prepare
 from tasks.leaks import refuse_leaks
+from tasks.origin import packages
 from tasks.runs import (
-    RUNTIME_PACKAGES,
     VALIDATION,
     lineage,
     load_profiles,
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-LEARNING_PACKAGES: Final = (*RUNTIME_PACKAGES, "onnxmltools", "optuna", "scikit-learn", "skl2onnx", "xgboost-cpu")
 BEST_RUN: Final = "fieldloop.best_run"  # tag of a parent run
 ALGORITHM: Final = "fieldloop.algorithm"
 CONTENT: Final = "fieldloop.content"  # tag: digest of all that a run follows from
@@ -326,8 +324,7 @@ def _ranked(results: Sequence[CandidateResult], rule: Promotion) -> list[Candida
 def _content(recipe: Recipe, versions: Versions, algorithm: str, seed: int) -> str:
     """Return a digest of all that a candidate follows from: recipe, tables, seed, feature graph, libraries."""
     features = hashlib.sha256(feature_graph(recipe)[0].SerializeToString(deterministic=True)).hexdigest()
-    packages = {package: package_version(package) for package in LEARNING_PACKAGES}
-    return _digest([recipe.digest, versions.grid, versions.windows, algorithm, seed, features, packages])
+    return _digest([recipe.digest, versions.grid, versions.windows, algorithm, seed, features, packages()])
 
 
 def _digest(parts: list[Any]) -> str:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from fieldloop.cli import device, keys, profile, quarantine, recipe, rollout, source, suite, target
+from fieldloop.cli import device, keys, model, profile, quarantine, recipe, rollout, source, suite, target
 from fieldloop.cli.rehearse import rehearse
 from fieldloop.domain.errors import FieldloopError, ServiceError
 from fieldloop.stores.settings import Settings
@@ -60,6 +60,7 @@ app.add_typer(profile.app, name="profile")
 app.add_typer(suite.app, name="suite")
 app.add_typer(source.app, name="source")
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(model.app, name="model")
 
 
 @app.command()

@@ -173,6 +173,7 @@ def _settled(model: onnx.ModelProto) -> onnx.ModelProto:
     settled = onnx.ModelProto()
     settled.CopyFrom(model)
     settled.ir_version = IR_VERSION
+    domains = set()
     for opset in settled.opset_import:
         expected = ML_OPSET if opset.domain == "ai.onnx.ml" else OPSET
         if opset.version > expected:
@@ -180,7 +181,9 @@ def _settled(model: onnx.ModelProto) -> onnx.ModelProto:
                 f"converted model: expected operators {opset.domain or 'ai.onnx'} up to {expected}, "
                 f"got {opset.version}: convert with target_opset {expected}"
             )
-        opset.version = expected
+        domains.add((opset.domain, expected))
+    del settled.opset_import[:]  # converters list them as a set of theirs comes, in another order in each process
+    settled.opset_import.extend(onnx.helper.make_opsetid(*each) for each in sorted(domains))
     return settled
 
 

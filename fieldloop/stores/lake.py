@@ -165,7 +165,11 @@ class Lake:
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as exc:
-            raise StoreError(f"table {table!r} (version {version or 'newest'}) cannot be opened: {exc}") from exc
+            wanted = "newest version" if version is None else f"version {version}"
+            raise StoreError(
+                f"table {table!r} ({wanted}) cannot be opened: there is no such version, its log was cleaned up, or "
+                f"the store does not answer: {exc}"
+            ) from exc
 
     def scan(self, table: str, version: int | None = None) -> pl.LazyFrame:
         """Return a table's rows; a known table that is not there yet has none.
@@ -179,6 +183,24 @@ class Lake:
         if table in SCHEMAS and version is None:
             return pl.LazyFrame(schema=SCHEMAS[table])
         raise StoreError(f"table {table!r} does not exist: run the flow that makes it")
+
+    def require(self, table: str, version: int) -> None:
+        """Make sure that a version of a table can still be read, before anything is made from it.
+
+        Raises:
+            StoreError: there is no such version, or files of it were deleted; says so.
+        """
+        handle = self.open(table, version)
+        if handle is None:
+            raise StoreError(f"table {table!r} does not exist: run the flow that makes it")
+        prefix, there = self.uri(""), objects.names(objects.client(self._settings, "lake"), "lake", f"{table}/")
+        files = [uri.removeprefix(prefix) for uri in handle.file_uris()]
+        gone = [file for file in files if file not in there]
+        if gone:
+            raise StoreError(
+                f"version {version} of table {table!r} can no longer be read: {len(gone)} of its {len(files)} files "
+                "were deleted, by the flow `maintain` or by hand; restore the bucket `lake` from a backup"
+            )
 
     def snapshot(self, table: str) -> Snapshot:
         """Return a table as it is now.

@@ -94,6 +94,19 @@ def find(store: Minio, bucket: Bucket, key: str) -> bytes | None:
         raise
 
 
+def names(store: Minio, bucket: Bucket, prefix: str) -> set[str]:
+    """Return the names of all objects that begin with a prefix.
+
+    Raises:
+        StoreError: the store refuses or does not answer.
+    """
+    try:
+        found = store.list_objects(bucket_name=bucket, prefix=prefix, recursive=True)
+        return {str(each.object_name) for each in found}
+    except (MinioException, urllib3.exceptions.HTTPError) as exc:
+        raise StoreError(f"objects {bucket}/{prefix}* cannot be listed: {_reason(exc)}") from exc
+
+
 def _pool() -> urllib3.PoolManager:
     """Return a connection pool with bounded waits, in place of the client's five minutes."""
     return urllib3.PoolManager(

@@ -5,6 +5,7 @@ JSON files of a release under `release/`.
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Alias = Literal["champion", "challenger"]
 GRAPH: Final = "graph"
 _GRAPH_FILE: Final = "model.onnx"
+_REFERENCE: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(?:/(\d+)|@([a-z]+))")
+_PAGE: Final = 1_000  # versions read at once
 _MISSING: Final = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 
 
@@ -43,6 +46,11 @@ class ModelVersion:
     aliases: tuple[str, ...]
     tags: Mapping[str, str]
     created_ms: int
+
+    @property
+    def label(self) -> str:
+        """How people and commands name it."""
+        return f"{self.name}/{self.version}"
 
 
 def client(settings: Settings) -> "MlflowClient":
@@ -92,6 +100,47 @@ def find(settings: Settings, model: str, alias_or_number: str | int) -> ModelVer
         if exc.error_code in _MISSING:
             return None
         raise StoreError(f"MLflow at {settings.mlflow_endpoint} refuses or does not answer: {exc}") from exc
+
+
+def named(settings: Settings, reference: str) -> ModelVersion:
+    """Return the version that a person means: `turbine-power/3`, `turbine-power@champion`.
+
+    Raises:
+        StoreError: it names no version, or none that there is; says which there are.
+    """
+    parsed = _REFERENCE.fullmatch(reference.removeprefix("models:/"))
+    if parsed is None:
+        raise StoreError(f"expected a version such as turbine-power/3 or turbine-power@champion, got {reference!r}")
+    model, number, alias = parsed.groups()
+    found = find(settings, model, number or alias)
+    if found is not None:
+        return found
+    there = versions(settings, model)
+    known = ", ".join(f"{each.version}{''.join(f' @{alias}' for alias in each.aliases)}" for each in there)
+    models = ", ".join(dict.fromkeys(each.name for each in versions(settings))) or "none yet"
+    raise StoreError(
+        f"model {model} has no version {number or f'@{alias}'}; it has {known}"
+        if there
+        else f"there is no model {model!r} in MLflow; there are: {models}"
+    )
+
+
+def versions(settings: Settings, model: str | None = None) -> list[ModelVersion]:
+    """Return the registered versions, of one model or of all, the newest first.
+
+    Raises:
+        StoreError: MLflow refuses or does not answer.
+    """
+    return _versions(settings, f"name = '{model}'" if model else "")
+
+
+def versions_tagged(settings: Settings, key: str, value: str) -> list[ModelVersion]:
+    """Return the versions that bear a tag, the newest first.
+
+    Raises:
+        StoreError: MLflow refuses or does not answer.
+    """
+    return _versions(settings, f"tags.`{key}` = '{value}'")
 
 
 def register(settings: Settings, model: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
@@ -196,6 +245,22 @@ def run_url(settings: Settings, experiment_id: str, run_id: str) -> str:
 def version_url(settings: Settings, of: ModelVersion) -> str:
     """Return the page of a version."""
     return f"{settings.mlflow_endpoint}/#/models/{of.name}/versions/{of.version}"
+
+
+def _versions(settings: Settings, condition: str) -> list[ModelVersion]:
+    mlflow = client(settings)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = mlflow.search_model_versions(condition or None, max_results=_PAGE, order_by=["creation_timestamp DESC"])
+        models = {model.name: model.aliases for model in mlflow.search_registered_models(max_results=_PAGE)}
+    except MlflowException as exc:
+        raise StoreError(f"MLflow at {settings.mlflow_endpoint} refuses or does not answer: {exc}") from exc
+    for entry in found:  # a search leaves them out
+        entry.aliases = [
+            alias for alias, number in models.get(entry.name, {}).items() if str(number) == str(entry.version)
+        ]
+    return [_described(entry) for entry in found]
 
 
 def _downloaded(settings: Settings, uri: str, run_id: str) -> bytes:

@@ -1,6 +1,8 @@
 """What all families have in common: a fitted learner, and the problem that it was fitted to."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from fieldloop.domain.head import HeadKind
 from fieldloop.domain.recipe import Recipe
+from tasks.matrix import THREADS
 
 Matrix = NDArray[np.float32]
 
@@ -63,6 +66,18 @@ def problem(recipe: Recipe) -> Problem:
         case "anomaly":
             return Problem("score")
     return Problem("value", last_value=last)
+
+
+@contextmanager
+def fixed_threads() -> Iterator[None]:
+    """Compute on as many threads as on any other machine: the last bits of a sum depend on how it was divided."""
+    let_threads_sleep()
+    import scipy.linalg  # noqa: F401  # what has threads of its own has to be loaded before they are limited
+    import sklearn.utils  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(THREADS):
+        yield
 
 
 def let_threads_sleep() -> None:
