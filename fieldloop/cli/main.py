@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fieldloop.cli import device, keys, model, profile, quarantine, recipe, rollout, source, suite, target
+from fieldloop.cli.lineage import lineage
 from fieldloop.cli.rehearse import rehearse
 from fieldloop.domain.errors import FieldloopError, ServiceError
 from fieldloop.stores.settings import Settings
@@ -55,6 +56,7 @@ app.add_typer(target.app, name="target")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(keys.app, name="keys")
 app.command("rehearse")(rehearse)
+app.command("lineage")(lineage)
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(profile.app, name="profile")
 app.add_typer(suite.app, name="suite")

@@ -53,6 +53,16 @@ class ModelVersion:
         return f"{self.name}/{self.version}"
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A run of the experiment of a recipe: its id, name and tags, and when it began, UTC milliseconds since 1970."""
+
+    run_id: str
+    name: str
+    tags: Mapping[str, str]
+    began_ms: int
+
+
 def client(settings: Settings) -> "MlflowClient":
     """Return a client of this installation's MLflow server."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is first imported
@@ -212,6 +222,14 @@ def run_graph(settings: Settings, run_id: str) -> bytes:
     return _downloaded(settings, f"{location}/{_GRAPH_FILE}", run_id)
 
 
+def has_run(settings: Settings, run_id: str) -> bool:
+    """Say whether there is such a run."""
+    try:
+        return bool(run_tags(settings, run_id))
+    except StoreError:
+        return False
+
+
 def run_tags(settings: Settings, run_id: str) -> dict[str, str]:
     """Return the tags of a run.
 
@@ -225,6 +243,34 @@ def run_tags(settings: Settings, run_id: str) -> dict[str, str]:
         return dict(mlflow.get_run(run_id).data.tags)
     except MlflowException as exc:
         raise StoreError(f"MLflow at {settings.mlflow_endpoint}: no run {run_id} ({exc})") from exc
+
+
+def runs(settings: Settings, name: str, tags: Mapping[str, str | None], most: int) -> list[Trained]:
+    """Return finished runs of an experiment that bear these tags, the newest first; None stands for any value.
+
+    Raises:
+        StoreError: MLflow refuses or does not answer.
+    """
+    mlflow = client(settings)
+    from mlflow.exceptions import MlflowException
+
+    wanted = [f"tags.`{tag}` != ''" if value is None else f"tags.`{tag}` = '{value}'" for tag, value in tags.items()]
+    try:
+        experiment = mlflow.get_experiment_by_name(name)
+        if experiment is None:
+            return []
+        found = mlflow.search_runs(
+            [experiment.experiment_id],
+            " and ".join(("attributes.status = 'FINISHED'", *wanted)),
+            max_results=most,
+            order_by=["attributes.start_time DESC"],
+        )
+    except MlflowException as exc:
+        raise StoreError(f"MLflow at {settings.mlflow_endpoint} refuses or does not answer: {exc}") from exc
+    return [
+        Trained(str(run.info.run_id), str(run.info.run_name), dict(run.data.tags), int(run.info.start_time))
+        for run in found
+    ]
 
 
 def run_artifact(settings: Settings, run_id: str, path: str) -> bytes:

@@ -66,6 +66,22 @@ def manifest_of(settings: Settings, published: Published) -> Manifest:
     return decode_manifest(data)
 
 
+def published(settings: Settings) -> tuple[Published, ...]:
+    """Return all releases that the repository's bucket holds, revoked ones among them.
+
+    Raises:
+        StoreError: the object store refuses or does not answer.
+    """
+    folder = "targets/"
+    found = []
+    for key in sorted(objects.names(objects.client(settings, "releases"), "releases", f"{folder}releases/")):
+        path, _, name = key.removeprefix(folder).rpartition("/")
+        digest, _, rest = name.partition(".")
+        if rest == MANIFEST:
+            found.append(Published(digest, f"{path}/{MANIFEST}", new=False))
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class Refreshed:
     """What a refresh did and saw: the roles that it signed anew, and when each role's metadata expires (UTC)."""
