@@ -1,6 +1,7 @@
 """Learn: from readings in the lake to a registered model, for a recipe whose data need not come from the broker."""
 
 from prefect import flow
+from pydantic import AwareDatetime
 
 from fieldloop.domain.recipe import Name
 from flows.preprocess import preprocess
@@ -9,19 +10,27 @@ from flows.train import train
 from flows.validate import validate
 from tasks.lifecycle import profiles_of
 from tasks.register import RegisterResult
+from tasks.train import TrainResult
 
 
 @flow(name="learn", timeout_seconds=4 * 3600, validate_parameters=True)
 def learn(
     recipe: Name = "turbine-power",
-) -> RegisterResult:
+    as_of: AwareDatetime | None = None,
+    include_late: bool = True,
+) -> RegisterResult | TrainResult:
     """Validate, preprocess, train, register.
 
     Args:
         recipe: Name of a recipe, a file of `recipes/` without its ending.
+        as_of: A past moment after which nothing counts, with its time zone; all there is where empty. What is learnt
+            as of then is not registered, so that it cannot become champion; `register` takes its run.
+        include_late: Whether what happened before that moment counts although it arrived after it.
     """
     for profile in profiles_of(recipe):
         validate(profile)
-    preprocess(recipe)
-    trained = train(recipe)
+    made = preprocess(recipe, as_of, include_late)
+    trained = train(recipe, None, made.grid_version, made.windows_version)
+    if as_of is not None:
+        return trained
     return register(recipe, trained.best.run_id)

@@ -3,7 +3,7 @@
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from tasks.maintain import TABLES, KeepDays, Maintained, maintain_table, rows
+from tasks.maintain import TABLES, KeepDays, Maintained, maintain_examples, maintain_table, rows
 
 
 @flow(name="maintain", timeout_seconds=4 * 3600, validate_parameters=True)
@@ -13,8 +13,9 @@ def maintain(
     """Make each table's small files few, well sorted and encoded; safe beside all other flows.
 
     Args:
-        keep_days: Versions of the tables younger than so many days stay readable.
+        keep_days: Versions of the tables younger than so many days stay readable. Those of grids and windows that a
+            registered model was made from always do.
     """
-    maintained = [maintain_table(table, keep_days) for table in TABLES]
+    maintained = [maintain_table(table, keep_days) for table in TABLES] + maintain_examples(keep_days)
     create_table_artifact(rows(maintained), key="maintain", description="Sizes of the lake's tables, before and after")
     return maintained

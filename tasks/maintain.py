@@ -12,10 +12,12 @@ from typing import Annotated, Final
 from prefect import task
 from pydantic import Field
 
-from fieldloop.stores import compaction
+from fieldloop.domain.recipe import recipe_names
+from fieldloop.stores import compaction, registry
 from fieldloop.stores.compaction import LAYOUTS, Size
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from tasks.runs import GRID_VERSION, WINDOWS_VERSION
 
 TABLES: Final = tuple(LAYOUTS)
 TIMEOUT_S: Final = 3600
@@ -47,6 +49,33 @@ class Maintained:
 def maintain_table(table: str, keep_days: int) -> Maintained:
     """Compact and vacuum one table."""
     return maintain(Settings(), table, timedelta(days=keep_days))
+
+
+@task(name="maintain examples", retries=2, retry_delay_seconds=10, timeout_seconds=TIMEOUT_S, tags=["lake", "mlflow"])
+def maintain_examples(keep_days: int) -> list[Maintained]:
+    """Vacuum the grids and windows of all recipes."""
+    settings = Settings()
+    names = recipe_names(settings.root)
+    return [done for name in names for done in clear_examples(settings, name, timedelta(days=keep_days))]
+
+
+def clear_examples(settings: Settings, recipe: str, keep: timedelta) -> list[Maintained]:
+    """Delete what only versions of a recipe's grid and windows need that are older than `keep` and made no model.
+
+    The versions that registered models were made from stay, however old, so that the models can be made again.
+
+    Raises:
+        StoreError: the lake or MLflow do not answer; nothing is deleted then.
+    """
+    lake, made = Lake(settings), registry.versions(settings, recipe)
+    done = []
+    for table, tag in ((f"grid/{recipe}", GRID_VERSION), (f"windows/{recipe}", WINDOWS_VERSION)):
+        before = compaction.size(lake, table)
+        there = {commit.version for commit in lake.commits(table)}
+        pinned = there & {int(version.tags[tag]) for version in made if tag in version.tags}
+        deleted = compaction.vacuum(lake, table, keep, pinned)
+        done.append(Maintained(table, before, compaction.size(lake, table), 0, deleted))
+    return [each for each in done if each.before.files]
 
 
 def maintain(settings: Settings, table: str, keep: timedelta) -> Maintained:

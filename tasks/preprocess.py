@@ -4,28 +4,28 @@ Nothing is cleaned here: plausible ranges and frozen runs are masks inside the m
 them too. What is left out is what the edge would not have had: readings that came after their step was closed.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from prefect import task
 
-from expectations.profiles import load_profile
-from fieldloop.domain.errors import TrainingError
+from fieldloop.domain.errors import StoreError
 from fieldloop.domain.parts import NO_RUN, PARTS, parts, runs
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe import Recipe, load_recipe
 from fieldloop.domain.recipe.split import ByRun
 from fieldloop.domain.windows import device_history
-from fieldloop.stores import fleet
 from fieldloop.stores.lake import TIME, Lake
 from fieldloop.stores.settings import Settings
-from tasks import labels
+from tasks import ancestry, labels
+from tasks.ancestry import Past, Validated
+from tasks.basis import Basis, basis_of, readings_of
 from tasks.cluster import connected, in_order
+from tasks.examples import Versions
 
 
 @dataclass(frozen=True)
@@ -62,25 +62,32 @@ class Preprocessed:
 
 
 @task(name="build grid and windows", retries=2, retry_delay_seconds=5, timeout_seconds=3600, tags=["lake"])
-def build_windows(recipe: str) -> Preprocessed:
+def build_windows(recipe: str, as_of: datetime | None = None, include_late: bool = True) -> Preprocessed:
     """Make the tables `grid/<recipe>` and `windows/<recipe>`."""
-    return preprocess(Settings(), recipe)
+    return preprocess(Settings(), recipe, None if as_of is None else Past(as_of, include_late))
 
 
-def preprocess(settings: Settings, recipe_name: str) -> Preprocessed:
+def preprocess(settings: Settings, recipe_name: str, past: Past | None = None) -> Preprocessed:
     """Make the grid and the windows' index of a recipe from the readings of the devices that passed validation.
+
+    Args:
+        settings: the installation.
+        recipe_name: the use case.
+        past: the moment as of which they are made; of all that there is where None. Which devices passed validation
+            is judged as it is known now.
 
     Raises:
         DocumentError: there is no such recipe or profile, or they do not fit.
-        TrainingError: no device of the recipe's profiles has passed validation.
+        TrainingError: no device of the recipe's profiles has passed validation, or there is nothing as of that moment.
     """
     lake = Lake(settings)
-    basis = _basis(settings, lake, load_recipe(settings.root, recipe_name))
+    basis = basis_of(settings, lake, load_recipe(settings.root, recipe_name), past)
     recipe = basis.recipe
     made = _newest(lake, recipe.name, basis.key)
     reused = made is not None
     if made is None:
         made = _make(lake, basis)
+    ancestry.enter(lake, basis.ancestry, Versions(*made))
     counted = _counts(lake, recipe.name, *made)
     return Preprocessed(recipe.name, *made, basis.version, tuple(basis.profiles), basis.left_out, *counted, reused)
 
@@ -93,7 +100,7 @@ def cut_windows(settings: Settings, recipe: Recipe) -> tuple[pl.DataFrame, pl.Da
         TrainingError: no device of the recipe's profiles has passed validation.
     """
     lake = Lake(settings)
-    return _cut(lake, _basis(settings, lake, recipe))
+    return _cut(lake, basis_of(settings, lake, recipe, None))
 
 
 def device_grid(
@@ -142,103 +149,22 @@ def _moments(us: NDArray[np.int64]) -> pl.Series:
     return pl.Series(us).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
 
 
-@dataclass(frozen=True)
-class _Validated:
-    """How far a device's readings are validated: the position in the stream, and the replay out of quarantine."""
-
-    sequence: int
-    replay: int
-
-
-@dataclass(frozen=True)
-class _Basis:
-    """What grid and windows follow from.
-
-    Attributes:
-        recipe: the use case.
-        version: of table `readings`.
-        profiles: of each device that counts.
-        until: how far each of them is validated.
-        noted: labelled intervals.
-        left_out: devices of the recipe that did not pass validation.
-        key: digest of all of this.
-    """
-
-    recipe: Recipe
-    version: int
-    profiles: Mapping[str, Profile]
-    until: Mapping[str, _Validated]
-    noted: pl.DataFrame
-    left_out: tuple[str, ...]
-    key: str
-
-
-def _basis(settings: Settings, lake: Lake, recipe: Recipe) -> _Basis:
-    """Look up what there is to make windows from."""
-    profiles = {name: load_profile(settings.root, name) for name in recipe.profiles}
-    enrolled = {name: profile for name, profile in fleet.devices(lake).items() if profile in profiles}
-    members = {name: profile for name, profile in enrolled.items() if recipe.devices.takes(name)}
-    passed = _passed(lake)
-    chosen = sorted(set(members) & passed.keys())
-    if not chosen:
-        raise TrainingError(
-            f"recipe {recipe.name}: no device of profile {', '.join(profiles)} has passed validation "
-            f"({len(enrolled)} enrolled, {len(members)} of them taken by the recipe); bring readings in "
-            "(flow `acquire` or `collect`) and run the flow `validate` first"
-        )
-    version = lake.version("readings")
-    if version is None:
-        raise TrainingError(f"recipe {recipe.name}: table `readings` does not exist; run the flow `acquire` first")
-    until = {device: passed[device] for device in chosen}
-    noted = labels.read_labels(settings, lake, recipe)
-    key = _content_key(lake, version, recipe, profiles, until, noted)
-    of_device = {device: profiles[members[device]] for device in chosen}
-    return _Basis(recipe, version, of_device, until, noted, tuple(sorted(set(members) - passed.keys())), key)
-
-
-def _passed(lake: Lake) -> dict[str, _Validated]:
-    """Return the devices whose newest validation they passed, and how far it looked."""
-    newest = lake.scan("validations").sort("validated_at").group_by("device").last().filter("passed")
-    rows = newest.select("device", "last_sequence", "last_replay").collect().iter_rows()
-    return {device: _Validated(sequence, replay) for device, sequence, replay in rows}
-
-
-def _readings(lake: Lake, version: int, device: str, until: _Validated) -> pl.LazyFrame:
-    """Return a device's validated readings."""
-    return lake.scan("readings", version).filter(
-        pl.col("device") == device, pl.col("sequence") <= until.sequence, pl.col("replay") <= until.replay
-    )
-
-
-def _content_key(
-    lake: Lake,
-    version: int,
-    recipe: Recipe,
-    profiles: Mapping[str, Profile],
-    until: Mapping[str, _Validated],
-    noted: pl.DataFrame,
-) -> str:
-    """Return a digest of everything that the tables follow from; unlike versions, re-sent readings do not change it."""
-    schema = {"device": pl.String, "last": pl.Int64, "replayed": pl.Int64}
-    limits = pl.LazyFrame([(name, each.sequence, each.replay) for name, each in until.items()], schema, orient="row")
-    validated = lake.scan("readings", version).select("device", "sequence", "replay").join(limits, on="device")
-    counted = validated.filter(pl.col("sequence") <= pl.col("last"), pl.col("replay") <= pl.col("replayed"))
-    newest = pl.len(), pl.col("sequence").max(), pl.col("replay").max()
-    found = counted.group_by("device").agg(newest).collect(engine="streaming")
-    described = (recipe.digest, repr(sorted(profiles.items())), sorted(found.rows()), labels.fingerprint(noted))
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
-
-
 def _newest(lake: Lake, recipe: str, key: str) -> tuple[int, int] | None:
-    """Return the versions of grid and windows if the newest of both were made from this content."""
-    versions = lake.version(f"grid/{recipe}"), lake.version(f"windows/{recipe}")
-    keys = [lake.metadata(f"{table}/{recipe}")[:1] for table in ("grid", "windows")]
-    if versions[0] is None or versions[1] is None or any(k != [{"content": key}] for k in keys):
-        return None
-    return versions[0], versions[1]
+    """Return the newest versions of grid and windows that were made from this content and can still be read."""
+    found: list[int] = []
+    for table in (f"grid/{recipe}", f"windows/{recipe}"):
+        made = [commit.version for commit in lake.commits(table) if commit.metadata.get("content") == key]
+        if not made:
+            return None
+        try:
+            lake.require(table, made[0])
+        except StoreError:  # deleted since: to be made anew
+            return None
+        found.append(made[0])
+    return found[0], found[1]
 
 
-def _make(lake: Lake, basis: _Basis) -> tuple[int, int]:
+def _make(lake: Lake, basis: Basis) -> tuple[int, int]:
     """Write grid and index; of readings and grid, one device at a time is in memory."""
     indices: list[pl.DataFrame] = []
 
@@ -247,22 +173,22 @@ def _make(lake: Lake, basis: _Basis) -> tuple[int, int]:
             indices.append(index)
             yield grid
 
-    name, metadata = basis.recipe.name, {"content": basis.key}
-    grid_version = lake.replace(f"grid/{name}", grids(), metadata)
+    name = basis.recipe.name
+    grid_version = lake.replace(f"grid/{name}", grids(), basis.metadata)
     windows = split_up(basis.recipe, pl.concat(indices))
-    return grid_version, lake.replace(f"windows/{name}", windows, metadata)
+    return grid_version, lake.replace(f"windows/{name}", windows, basis.metadata)
 
 
-def _cut(lake: Lake, basis: _Basis) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _cut(lake: Lake, basis: Basis) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Make grid and index of all devices."""
     grids, indices = zip(*_each_device(lake, basis), strict=True)
     return pl.concat(grids), split_up(basis.recipe, pl.concat(indices))
 
 
-def _each_device(lake: Lake, basis: _Basis) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+def _each_device(lake: Lake, basis: Basis) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
     """Make grid and index of one device after the other, where the recipe says."""
     parts = (
-        _Part(basis.recipe, device, profile, basis.version, basis.until[device], basis.noted)
+        _Part(basis.recipe, device, profile, basis.version, basis.until[device], basis.noted, basis.counted)
         for device, profile in basis.profiles.items()
     )
     with connected(lake.settings, basis.recipe) as client:
@@ -277,8 +203,9 @@ class _Part:
     device: str
     profile: Profile
     version: int
-    until: _Validated
+    until: Validated
     noted: pl.DataFrame
+    counted: pl.Expr | None
 
 
 def _of_part(part: _Part) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -287,7 +214,11 @@ def _of_part(part: _Part) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _made(lake: Lake, part: _Part) -> tuple[pl.DataFrame, pl.DataFrame]:
-    rows = _readings(lake, part.version, part.device, part.until)
+    rows = readings_of(lake, part.version, part.counted).filter(
+        pl.col("device") == part.device,
+        pl.col("sequence") <= part.until.sequence,
+        pl.col("replay") <= part.until.replay,
+    )
     readings = rows.select("metric", "event_time", "value", "sequence").collect()
     grid, index = device_grid(readings, part.profile, part.recipe, part.device, part.noted)
     named = pl.lit(part.device).alias("device")

@@ -58,7 +58,15 @@ def lineage(lake: Lake, recipe: Recipe, versions: Versions) -> dict[str, str]:
         f"{LINEAGE}recipe": recipe.digest,
         f"{LINEAGE}grid": f"{lake.uri(grid)}@{versions.grid}",
         f"{LINEAGE}windows": f"{lake.uri(windows)}@{versions.windows}",
+        **_past(lake, windows, versions.windows),
     }
+
+
+def _past(lake: Lake, table: str, version: int) -> dict[str, str]:
+    """Tags that say which readings the tables were made of, and as of which moment, if any."""
+    made = lake.commits(table, 1, version)[0].metadata
+    tags = {f"{LINEAGE}readings": f"{lake.uri('readings')}@{made['readings']}"} if "readings" in made else {}
+    return tags | {f"fieldloop.{name}": made[name] for name in ("as_of", "late") if name in made}
 
 
 def recipe_params(recipe: Recipe) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fieldloop.domain.graph import feature_graph
 from fieldloop.domain.metrics import LOWER_IS_BETTER, better
 from fieldloop.domain.recipe import Candidate, Metric, Promotion, Recipe, load_recipe
 from fieldloop.stores import registry
-from fieldloop.stores.lake import Lake
+from fieldloop.stores.lake import WRITES, Lake
 from fieldloop.stores.settings import Settings
 from tasks.cluster import connected
 from tasks.examples import Versions, read
@@ -293,12 +293,19 @@ def _warning(result: TrainResult) -> list[str]:
 
 
 def _pinned(lake: Lake, table: str, wanted: int | None) -> int:
-    newest = lake.version(table)
-    if newest is None:
+    """The version that is wanted, else the newest that was not made as of a past moment."""
+    commits = lake.commits(table)
+    if not commits:
         raise TrainingError(f"table {table} does not exist: run the flow `preprocess` first")
-    if wanted is not None and wanted > newest:
-        raise TrainingError(f"table {table}: expected a version up to {newest}, got {wanted}")
-    return newest if wanted is None else wanted
+    newest = commits[0].version
+    if wanted is not None:
+        if wanted > newest:
+            raise TrainingError(f"table {table}: expected a version up to {newest}, got {wanted}")
+        return wanted
+    for commit in commits:
+        if commit.operation in WRITES and "as_of" not in commit.metadata:
+            return commit.version
+    raise TrainingError(f"table {table}: all versions were made as of a past moment: run `preprocess`, or name one")
 
 
 def _candidate(recipe: Recipe, algorithm: str) -> Candidate:

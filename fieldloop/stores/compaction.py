@@ -8,7 +8,7 @@ import io
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -61,6 +61,7 @@ LAYOUTS: Final[Mapping[str, tuple[Layout, ...]]] = {
     "replays": (Layout(("replay", "began_at")),),
     "predictions": (Layout(("target", "device", "end_time")),),
     "sources": (Layout(("source", "entered_at")),),
+    "examples": (Layout(("made_at", "device")),),
     "validations": (Layout(("validated_at", "device")),),
     "checks": (Layout(("judged_at", "suite", "column", "expectation", "device")),),
 }
@@ -121,8 +122,14 @@ def compact(settings: Settings, table: str, file_rows: int = FILE_ROWS) -> Compa
     return done
 
 
-def vacuum(lake: Lake, table: str, keep: timedelta) -> int:
+def vacuum(lake: Lake, table: str, keep: timedelta, pinned: Collection[int] = ()) -> int:
     """Delete files that no version younger than `keep` needs, checkpoint the log, and return how many files went.
+
+    Args:
+        lake: whose table.
+        table: its name.
+        keep: how long a version stays readable.
+        pinned: versions that stay readable however old they are.
 
     Raises:
         StoreError: the store refuses or does not answer.
@@ -133,7 +140,9 @@ def vacuum(lake: Lake, table: str, keep: timedelta) -> int:
     try:
         handle.create_checkpoint()
         hours = int(keep.total_seconds() // 3600)
-        return len(handle.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True))
+        kept = sorted(pinned) or None
+        gone = handle.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True, keep_versions=kept)
+        return len(gone)
     except (DeltaError, OSError) as exc:
         raise StoreError(f"table {table!r} could not be vacuumed: {exc}") from exc
 

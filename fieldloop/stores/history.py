@@ -34,12 +34,21 @@ def readings_as_of(lake: Lake, moment: datetime) -> pl.LazyFrame:
     Raises:
         StoreError: the moment has no time zone, or the lake cannot be reached.
     """
+    known = known_at(lake, moment)  # before the readings: a replay that comes in between is later than the moment
+    return lake.scan("readings").filter(known)
+
+
+def known_at(lake: Lake, moment: datetime) -> pl.Expr:
+    """Return what holds for the rows of table `readings`, of any version, that were known at a moment.
+
+    Raises:
+        StoreError: as `readings_as_of`.
+    """
     if moment.utcoffset() is None:
         raise StoreError(f"expected a moment with a time zone, got {moment}: say `tzinfo=UTC`, or which zone is meant")
-    # Read before the readings: a replay that comes in between is later than any moment that has passed.
     later = lake.scan(REPLAYS).group_by("replay").agg(pl.col("began_at").max()).collect()
     unknown = later.filter(pl.col("began_at") > moment)["replay"].to_list()
-    return lake.scan("readings").filter(pl.col("arrival_time") <= moment, ~pl.col("replay").is_in(unknown))
+    return (pl.col("arrival_time") <= moment) & ~pl.col("replay").is_in(unknown)
 
 
 def enter_replay(lake: Lake, number: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import polars as pl
@@ -72,6 +73,23 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "anew": pl.Boolean,
         "at": TIME,
     },
+    "examples": {  # of which device's readings the windows of a version of `windows/<recipe>` were made
+        "recipe": pl.String,
+        "grid_version": pl.Int64,
+        "windows_version": pl.Int64,
+        "readings_version": pl.Int64,
+        "device": pl.String,
+        "profile": pl.String,
+        "validation": pl.String,  # run of the validation that the device passed
+        "last_sequence": pl.Int64,  # how far it looked
+        "last_replay": pl.Int64,
+        "windows": pl.Int64,
+        "first_time": TIME,  # when its first and last window end
+        "last_time": TIME,
+        "as_of": TIME,  # the past moment that they were made as of; null for all that there was
+        "late": pl.Boolean,  # whether with what arrived after that moment
+        "made_at": TIME,
+    },
     "validations": {
         "run_id": pl.String,
         "device": pl.String,
@@ -101,8 +119,21 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
 PARTITIONS: Final = {"readings": ["year"]}
 DELTA_ENCODED: Final = ("event_time", "arrival_time", "sequence", "step_time", "end_time")
 METADATA_PREFIX: Final = "fieldloop."
+WRITES: Final = ("WRITE", "CREATE TABLE", "CREATE OR REPLACE TABLE")  # operations that decide which rows there are
+COMMITS: Final = 1_000  # of a table's history that are looked at, at most
 
+_LOG_DAYS: Final = 36_500  # that the log of grids and windows is kept: a commit a training
 _ZSTD_LEVEL: Final = 1  # commits are to be quick; compaction takes its time
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One version of a table: what made it, when, and what `append` or `replace` was given as metadata."""
+
+    version: int
+    operation: str
+    at: datetime
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -193,7 +224,7 @@ class Lake:
         handle = self.open(table, version)
         if handle is None:
             raise StoreError(f"table {table!r} does not exist: run the flow that makes it")
-        prefix, there = self.uri(""), objects.names(objects.client(self._settings, "lake"), "lake", f"{table}/")
+        prefix, there = self.uri(""), objects.names(objects.client(self.settings, "lake"), "lake", f"{table}/")
         files = [uri.removeprefix(prefix) for uri in handle.file_uris()]
         gone = [file for file in files if file not in there]
         if gone:
@@ -305,6 +336,11 @@ class Lake:
         handle = self.open(table)
         return [] if handle is None else [_own_metadata(entry) for entry in handle.history()]
 
+    def commits(self, table: str, limit: int = COMMITS, version: int | None = None) -> list[Commit]:
+        """Return a table's commits as far as its log reaches back, newest first, from the given version on."""
+        handle = self.open(table, version)
+        return [] if handle is None else [_commit(entry) for entry in handle.history(limit)]
+
     def _write(
         self,
         table: str,
@@ -326,6 +362,7 @@ class Lake:
                 mode=mode,
                 schema_mode="overwrite" if mode == "overwrite" else None,
                 partition_by=PARTITIONS.get(table) if handle is None else None,
+                configuration=_log_kept(table) if handle is None else None,
                 storage_options=self.options,
                 commit_properties=properties,
                 writer_properties=writer_properties(parts.first),
@@ -374,6 +411,12 @@ class _Parts:
                     raise
 
 
+def _log_kept(table: str) -> dict[str, str | None] | None:
+    """What a new table is told of its log: models name versions of grids and windows for as long as they are there."""
+    made_from = table.startswith(("grid/", "windows/"))
+    return {"delta.logRetentionDuration": f"interval {_LOG_DAYS} days"} if made_from else None
+
+
 def _to_arrow(frame: pl.DataFrame) -> pa.Table:
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
@@ -382,6 +425,11 @@ def _own_metadata(entry: Mapping[str, Any]) -> dict[str, str]:
     return {
         key.removeprefix(METADATA_PREFIX): str(value) for key, value in entry.items() if key.startswith(METADATA_PREFIX)
     }
+
+
+def _commit(entry: Mapping[str, Any]) -> Commit:
+    at = datetime.fromtimestamp(entry.get("timestamp", 0) / 1000, UTC)
+    return Commit(int(entry["version"]), str(entry.get("operation", "")), at, _own_metadata(entry))
 
 
 def writer_properties(frame: pl.DataFrame) -> WriterProperties:
