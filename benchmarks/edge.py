@@ -34,6 +34,7 @@ from fieldloop.domain.release import Release, decode_canary
 from fieldloop.edge.model import Model
 from fieldloop.stores import broker, drain
 from fieldloop.stores.pull import Pulled, Puller
+from infra.rehearsal.stage import stage
 
 SINGLE, SIX = 1, 6  # readings a message
 RATES: Final = (100, 5000)  # readings/s
@@ -52,7 +53,7 @@ Moments = dict[tuple[str, int], int]  # (device, step): nanoseconds since the ep
 def measure() -> Figure:
     """Run an agent for each kind of message at each rate, then the peers."""
     further: dict[str, Any] = {}
-    with gateway.installation() as settings:
+    with stage({}) as settings:
         for name, readings in (("single", SINGLE), ("six", SIX)):
             release = gateway.make_release(settings.root, readings)
             devices = [f"dev-{readings}-{number:03}" for number in range(DEVICES)]

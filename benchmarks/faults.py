@@ -33,6 +33,7 @@ from fieldloop.edge.updater import CHUNKS
 from fieldloop.stores import broker
 from fieldloop.stores.settings import Settings
 from infra.local.supervisor import answers
+from infra.rehearsal.stage import stage
 
 KILLS: Final = 200
 LIVES_S: Final = {"download": 0.6, "verify": 0.5, "switch": 0.15, "scoring": 1.0}  # until a kill, at most, by phase
@@ -53,7 +54,7 @@ def measure() -> Figure:
 
 def run(kills: int, hour_steps: int) -> Figure:
     """Run with so many kills, and so long an hour."""
-    with gateway.installation() as settings:
+    with stage({}) as settings:
         made = [gateway.make_release(settings.root, CHANNELS, 200, seed=n, version=n) for n in (1, 2)]
         found = {
             "kills": _kills(settings, made, kills),

@@ -1,14 +1,13 @@
-"""What the edge benchmarks share: a broker and a store, a release of a real size, and an agent as a process."""
+"""What the edge benchmarks share: a release of a real size, and an agent as a process."""
 
 import asyncio
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -32,40 +31,12 @@ from fieldloop.domain.windows import WindowSpec
 from fieldloop.edge.model import Model
 from fieldloop.stores import broker, releases, rollouts
 from fieldloop.stores.settings import Settings
-from infra.local import broker as broker_service
-from infra.local import platform
-from infra.local import store as store_service
-from infra.local.authority import make_authority
 from infra.local.identities import enrol_targets
-from infra.local.keys import make_secrets
-from infra.local.stack import start_stack, stop_stack
 
 STEP_MS: Final = 1000
 BEGIN_MS: Final = 1_700_000_000_000
 PATIENCE_S: Final = 60.0
 TRAINING_ROWS: Final = 5000
-
-
-@contextmanager
-def installation() -> Iterator[Settings]:
-    """Start a store and a broker of their own on free ports."""
-    with tempfile.TemporaryDirectory(prefix="fieldloop-") as folder, ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for each in held:
-            each.bind(("127.0.0.1", 0))
-        names = ("store_port", "nats_port", "mqtt_port")
-        ports = {name: each.getsockname()[1] for name, each in zip(names, held, strict=True)}
-        stack.close()
-        settings = Settings.model_validate({"data_dir": f"{folder}/data", "keys_dir": f"{folder}/keys", **ports})
-        make_secrets(settings)
-        make_authority(settings)
-        start_stack(settings, platform.PLATFORM, [store_service.spec(settings), broker_service.spec(settings)])
-        try:
-            store_service.prepare(settings)
-            platform.prepare_broker(settings)
-            yield settings
-        finally:
-            stop_stack(settings, platform.PLATFORM)
 
 
 def free_port() -> int:

@@ -4,7 +4,7 @@ Plain Python throughout: live, a message has a handful of readings, and a dozen 
 times what the loop does.
 """
 
-from itertools import pairwise
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -14,6 +14,8 @@ from fieldloop.domain.grid import reduce_cell
 from fieldloop.domain.windows import NEVER_US, Windows, WindowSpec, closed_before, with_clock
 
 _NAN = float("nan")
+
+Closed = tuple[list[int], list[NDArray[np.float32]]]  # steps, and the channels up to each, [C, T]
 
 
 class _State(msgspec.Struct, frozen=True, array_like=True):
@@ -38,37 +40,21 @@ class WindowStream:
         self._open: dict[int, dict[tuple[int, int], float]] = {}  # step: (channel, event_us): value, as they came
         self._last_step = NEVER_US  # the latest that is closed and has a reading
         self._past = np.full((len(spec.channels), spec.length), np.nan, dtype=np.float32)  # the steps up to it
+        self._kept = slice(0, spec.length - 1), slice(1, spec.length)  # what moves on by a step, to where and from
 
-    def push(
-        self,
-        channel: NDArray[np.int64],
-        event_us: NDArray[np.int64],
-        value: NDArray[np.float64],
-        message: NDArray[np.int64],
-    ) -> Windows:
-        """Take readings in order of arrival and return the windows that they complete.
+    def push_message(self, channel: list[int], event_us: list[int], value: list[float]) -> Closed:
+        """Take the readings of one message and return the windows that they complete, for `gathered`.
 
         Args:
-            channel: [N] int64, row in the window, -1 for metrics that it does not read (they move the watermark).
-            event_us: [N] int64, UTC microseconds.
-            value: [N] float64, canonical unit.
-            message: [N] int64, never decreasing; readings of one message arrive together.
+            channel: [N] row in the window, -1 for metrics that it does not read (they move the watermark).
+            event_us: [N] UTC microseconds.
+            value: [N] canonical unit.
         """
-        borders = [0, *(np.flatnonzero(message[1:] != message[:-1]) + 1).tolist(), len(message)]
-        channels, events, values = channel.tolist(), event_us.tolist(), value.tolist()
-        for begin, end in pairwise(borders):
-            if end > begin:
-                self._take(channels[begin:end], events[begin:end], values[begin:end])
-        return self._close()
-
-    def push_message(self, channel: list[int], event_us: list[int], value: list[float]) -> Windows | None:
-        """Take the readings of one message; see `push`. None where they complete no window."""
         if event_us:
             self._take(channel, event_us, value)
             if min(self._open, default=self._next_step) < self._next_step:
-                windows = self._close()
-                return windows if len(windows.end_us) else None
-        return None
+                return self._close()
+        return [], []
 
     def state(self) -> bytes:
         """Return all that `restore` needs to go on, as msgpack."""
@@ -107,33 +93,42 @@ class WindowStream:
         self._watermark_us = max(self._watermark_us, *event_us)
         self._next_step = max(self._next_step, closed_before(self._watermark_us, spec))
 
-    def _close(self) -> Windows:
-        """Return a window for each step that is closed and whose past is fully seen."""
-        spec = self._spec
+    def _close(self) -> Closed:
+        """Return each step that is closed and whose past is fully seen, with the channels up to it."""
         ends, pasts = [], []
-        for step in sorted(step for step in self._open if step < self._next_step):
+        for step in sorted([step for step in self._open if step < self._next_step]):
             self._advance(step, self._column(self._open.pop(step)))
-            if self._first_step is not None and step - spec.length + 1 > self._first_step:
+            if self._first_step is not None and step - self._spec.length + 1 > self._first_step:
                 ends.append(step)
                 pasts.append(self._past.copy())
-        steps = np.array(ends, dtype=np.int64)
-        values = np.stack(pasts) if pasts else np.zeros((0, *self._past.shape), dtype=np.float32)
-        return Windows(steps * spec.step_us, with_clock(values, steps, spec.step_us) if spec.clock else values)
+        return ends, pasts
 
-    def _advance(self, step: int, column: NDArray[np.float32]) -> None:
+    def _advance(self, step: int, column: list[float]) -> None:
         """Move the past on to a step; the steps between have no reading."""
         gap = min(step - self._last_step, self._spec.length)
-        self._past[:, : self._spec.length - gap] = self._past[:, gap:]
-        self._past[:, self._spec.length - gap :] = np.nan
+        if gap == 1:
+            to, begin = self._kept
+            self._past[:, to] = self._past[:, begin]
+        else:
+            self._past[:, : self._spec.length - gap] = self._past[:, gap:]
+            self._past[:, self._spec.length - gap :] = np.nan
         self._past[:, -1] = column
         self._last_step = step
 
-    def _column(self, readings: dict[tuple[int, int], float]) -> NDArray[np.float32]:
-        """Return one value a channel of the readings of a step, [C] float32, NaN where there is none."""
+    def _column(self, readings: dict[tuple[int, int], float]) -> list[float]:
+        """Return one value a channel of the readings of a step, [C], NaN where there is none."""
         cells: dict[int, list[tuple[int, float]]] = {}
         for (channel, event_us), value in readings.items():
             cells.setdefault(channel, []).append((event_us, value))
         column = [_NAN] * len(self._past)
         for channel, found in cells.items():
-            column[channel] = reduce_cell([value for _, value in sorted(found)], self._spec.rules[channel])
-        return np.array(column, dtype=np.float64).astype(np.float32)
+            values = [value for _, value in sorted(found)] if len(found) > 1 else [found[0][1]]
+            column[channel] = reduce_cell(values, self._spec.rules[channel])
+        return column
+
+
+def gathered(spec: WindowSpec, steps: Sequence[int], pasts: Sequence[NDArray[np.float32]]) -> Windows:
+    """Return windows that streams have closed, of one device or of many, each by its last step and its channels."""
+    ends = np.array(steps, dtype=np.int64)
+    values = np.array(pasts) if pasts else np.zeros((0, len(spec.channels), spec.length), dtype=np.float32)
+    return Windows(ends * spec.step_us, with_clock(values, ends, spec.step_us) if spec.clock else values)

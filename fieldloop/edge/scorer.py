@@ -13,7 +13,7 @@ from fieldloop.domain.harmonize import harmonize
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages
 from fieldloop.domain.release import Manifest
-from fieldloop.domain.stream import WindowStream
+from fieldloop.domain.stream import WindowStream, gathered
 from fieldloop.domain.windows import WindowSpec, window_hash
 from fieldloop.edge.feed import Delivery, Position
 
@@ -44,10 +44,10 @@ class Windows:
 
 @dataclass
 class _Found:
-    """Windows as they are gathered, by device."""
+    """Windows as they are gathered, by device: their last steps, and their channels."""
 
-    ends: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
-    values: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
+    steps: dict[str, list[int]] = field(default_factory=dict)
+    pasts: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
     errors: int = 0
     received: float = float("inf")
 
@@ -147,20 +147,17 @@ class Scorer:
             if stream is None:
                 stream = self._streams[delivery.device] = WindowStream(spec)
             own = slice(borders[row], borders[row + 1])
-            windows = stream.push_message(channel[own], event_us[own], value[own])
-            if windows is not None:
-                found.ends.setdefault(delivery.device, []).append(windows.end_us)
-                found.values.setdefault(delivery.device, []).append(windows.values)
+            steps, pasts = stream.push_message(channel[own], event_us[own], value[own])
+            if steps:
+                found.steps.setdefault(delivery.device, []).extend(steps)
+                found.pasts.setdefault(delivery.device, []).extend(pasts)
                 found.received = min(found.received, delivery.received)
 
     def _windows(self, found: _Found, spec: WindowSpec) -> Windows:
-        if not found.ends:
-            none = np.zeros((0, spec.rows, spec.length), dtype=np.float32)
-            return Windows((), np.zeros(0, dtype=np.int64), none, found.errors, found.received)
-        devices = [(device, sum(map(len, ends))) for device, ends in found.ends.items()]
-        ends = np.concatenate([part for parts in found.ends.values() for part in parts])
-        values = np.concatenate([part for parts in found.values.values() for part in parts])
-        windows = Windows(devices, ends, values, found.errors, found.received)
+        devices = [(device, len(steps)) for device, steps in found.steps.items()]
+        steps = [step for own in found.steps.values() for step in own]
+        closed = gathered(spec, steps, [past for own in found.pasts.values() for past in own])
+        windows = Windows(devices, closed.end_us, closed.values, found.errors, found.received)
         return self._without_known(windows) if self._known else windows
 
     def _without_known(self, windows: Windows) -> Windows:

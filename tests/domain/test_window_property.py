@@ -16,6 +16,7 @@ from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Readings
 from fieldloop.domain.stream import WindowStream
 from fieldloop.domain.windows import Windows, WindowSpec, device_history, window_hash
+from tests.domain.live import pushed
 from tests.domain.payloads.samples import NOON_US, PROFILES, SENDERS
 
 MINUTE_US = 60_000_000
@@ -36,7 +37,7 @@ def live(profile: Profile, spec: WindowSpec, messages: Messages, cuts: Sequence[
         if begin == end:
             continue
         readings, _ = harmonize(profile, messages.take(np.arange(begin, end)))
-        parts.append(stream.push(codes[readings.metric], readings.event_us, readings.value, readings.message + begin))
+        parts.append(pushed(stream, spec, codes[readings.metric], readings.event_us, readings.value, readings.message))
         stream = WindowStream.restore(spec, stream.state())
     return Windows(np.concatenate([p.end_us for p in parts]), np.concatenate([p.values for p in parts]))
 

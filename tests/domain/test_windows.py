@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fieldloop.domain.grid import DeviceGrid
 from fieldloop.domain.stream import WindowStream
 from fieldloop.domain.windows import OUT_OF_STREAM, WindowSpec, cut, device_history, on_time, window_hash
+from tests.domain.live import pushed
 
 STEP = 600_000_000
 
@@ -53,7 +54,7 @@ def test_stream_gives_bit_for_bit_the_windows_of_the_history(readings, length, g
         last = data.draw(st.integers(int(message[position]), int(message[-1])))
         until = int(np.searchsorted(message, last, side="right"))
         batch = slice(position, until)
-        out = stream.push(channel[batch], event_us[batch], value[batch], message[batch])
+        out = pushed(stream, wanted, channel[batch], event_us[batch], value[batch], message[batch])
         ends.append(out.end_us)
         values.append(out.values)
         stream = WindowStream.restore(wanted, stream.state())

@@ -7,25 +7,14 @@ import pytest
 
 from fieldloop.stores import broker
 from fieldloop.stores.settings import Settings
-from infra.local import broker as broker_service
-from infra.local import platform as platform_services
-from infra.local import store as store_service
-from infra.local.authority import make_authority
-from infra.local.keys import make_secrets
-from infra.local.stack import start_stack, stop_stack
+from infra.rehearsal.stage import stage
 
 
 @pytest.fixture(scope="module")
-def data_plane(free_settings: Callable[..., Settings]) -> Iterator[Settings]:
+def data_plane() -> Iterator[Settings]:
     """Start an object store and a broker, prepared as `fieldloop up` prepares them."""
-    settings = free_settings()
-    make_secrets(settings)
-    make_authority(settings)
-    start_stack(settings, platform_services.PLATFORM, [store_service.spec(settings), broker_service.spec(settings)])
-    store_service.prepare(settings)
-    platform_services.prepare_broker(settings)
-    yield settings
-    stop_stack(settings, platform_services.PLATFORM)
+    with stage({}) as settings:
+        yield settings
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from fieldloop.stores.settings import Settings
 from tasks.acquire import acquire
 from tasks.monitor import collect, compare
 from tasks.preprocess import preprocess
+from tests.domain.live import pushed
 
 RECIPE = "turbine-power"
 PROFILE = "senvion-mm82"
@@ -124,9 +125,7 @@ def _edge_windows(settings: Settings, device: str, payloads: list[bytes]) -> Win
     for position, one in enumerate(payloads):
         arrival = np.array([2**60], dtype=np.int64)
         readings, _ = harmonize(profile, Messages([device], arrival, np.array([position]), [one]))
-        parts.append(
-            stream.push(codes[readings.metric], readings.event_us, readings.value, readings.message + position)
-        )
+        parts.append(pushed(stream, spec, codes[readings.metric], readings.event_us, readings.value, readings.message))
     return Windows(np.concatenate([p.end_us for p in parts]), np.concatenate([p.values for p in parts]))
 
 
