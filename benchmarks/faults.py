@@ -36,7 +36,7 @@ from infra.local.supervisor import answers
 from infra.rehearsal.stage import stage
 
 KILLS: Final = 200
-LIVES_S: Final = {"download": 0.6, "verify": 0.5, "switch": 0.15, "scoring": 1.0}  # until a kill, at most, by phase
+LIVES_S: Final = {"download": 0.6, "verify": 0.2, "switch": 0.05, "scoring": 1.0}  # until a kill, at most, by phase
 PHASE_S: Final = 20.0  # for a phase to begin
 LOOK_S: Final = 0.002
 HOUR_STEPS: Final = 3600  # of a second
@@ -85,8 +85,8 @@ def _kills(settings: Settings, made: list[Release], kills: int) -> dict[str, Any
         if number % len(LIVES_S) == 0:
             wanted = _again(made[1], number + 10)
             target.desire(wanted)
-        _await_phase(target, wanted, phase)
         step = _send(target, step, step + 2)
+        _await_phase(target, wanted, phase)
         time.sleep(chance.uniform(0.0, LIVES_S[phase]))
         target.kill()
         broken += _is_broken(target)
