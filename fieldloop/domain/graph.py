@@ -81,7 +81,7 @@ def feature_graph(recipe: Recipe) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         The graph `window` float32 [N, R, T] → `features` float32 [N, F], and [F] names such as `wind_speed.mean`.
     """
     window = _windows(recipe)
-    columns = _columns(recipe, _mask(recipe, window), None)
+    columns = _columns(recipe, *_mask(recipe, window))
     names = tuple(name for part in columns for name in part.names)
     return _settled(build({WINDOW: window}, {FEATURES: _matrix(columns)})), names
 
@@ -89,8 +89,9 @@ def feature_graph(recipe: Recipe) -> tuple[onnx.ModelProto, tuple[str, ...]]:
 def batch_graphs(recipe: Recipe) -> BatchGraphs:
     """Build the same for batches, to be sorted in between."""
     window, masked, ordered = (_windows(recipe) for _ in range(3))
-    masks = build({WINDOW: window}, {MASKED: _mask(recipe, window)})
-    features = build({MASKED: masked, ORDERED: ordered}, {FEATURES: _matrix(_columns(recipe, masked, ordered))})
+    masks = build({WINDOW: window}, {MASKED: _mask(recipe, window)[0]})
+    columns = _columns(recipe, masked, ordered=ordered)
+    features = build({MASKED: masked, ORDERED: ordered}, {FEATURES: _matrix(columns)})
     return BatchGraphs(_settled(masks), _settled(features))
 
 
@@ -98,27 +99,28 @@ def _windows(recipe: Recipe) -> Var:
     return argument(Tensor(np.float32, ("N", len(recipe.rows), recipe.window.length)))
 
 
-def _mask(recipe: Recipe, window: Var) -> Var:
-    """[N, R, T]; the clock is never missing."""
+def _mask(recipe: Recipe, window: Var) -> tuple[Var, Var]:
+    """[N, R, T], and where it has a value; the clock is never missing."""
     return mask(window, [*recipe.channels, *(InputChannel(metric=row) for row in recipe.rows[len(recipe.channels) :])])
 
 
-def _columns(recipe: Recipe, masked: Var, ordered: Var | None) -> list[Columns]:
-    """All columns of the recipe's families, in its order."""
-    cleaned = _cleaned(recipe, masked, ordered)
+def _columns(recipe: Recipe, masked: Var, there: Var | None = None, ordered: Var | None = None) -> list[Columns]:
+    """All columns of the recipe's families, in its order; of windows that are sorted already, or of masked ones."""
+    cleaned = _cleaned(recipe, masked, there, ordered)
     return [columns for family in recipe.features for columns in FAMILIES[family](cleaned)]
 
 
-def _cleaned(recipe: Recipe, masked: Var, ordered: Var | None) -> Cleaned:
-    length, clock, many = recipe.window.length, None, ordered is not None
+def _cleaned(recipe: Recipe, masked: Var, there: Var | None, ordered: Var | None) -> Cleaned:
+    length, clock = recipe.window.length, None
     if recipe.clock:
         last = op.gather(masked, op.const(np.int64(length - 1)), axis=2)
         clock = op.gather(last, op.const(np.int64(len(recipe.channels))), axis=1)
         masked = _channels(recipe, masked)
+        there = None if there is None else _channels(recipe, there)
         ordered = None if ordered is None else _channels(recipe, ordered)
-    if ordered is None and "quantiles" in recipe.features:
-        ordered = sort(masked, length)
-    return Cleaned(masked, recipe.inputs, length, clock, ordered, many)
+    if there is not None and "quantiles" in recipe.features:
+        ordered = sort(masked, there, length)
+    return Cleaned(masked, recipe.inputs, length, clock, ordered, there)
 
 
 def _channels(recipe: Recipe, window: Var) -> Var:

@@ -28,7 +28,7 @@ class Cleaned:
         length: int,
         clock: Var | None = None,
         ordered: Var | None = None,
-        many: bool = False,
+        there: Var | None = None,
     ) -> None:
         """Take the masked window.
 
@@ -38,19 +38,23 @@ class Cleaned:
             length: T.
             clock: [N] float32, seconds since Monday 00:00 UTC at which the last step begins; None where it is not read.
             ordered: [N, C, T] float32, the values in ascending order, anything behind them; None where nobody sorted.
-            many: whether to build for batches, where values cost; for one window it is the nodes that do.
+            there: [N, C, T] bool, where a value is, as the masks know it; None in batches, which have no masks before
+                them. There it is the values that cost, for one window the nodes.
         """
         self.metrics = tuple(metrics)
         self.length = length
         self.clock = clock
         self.ordered = ordered
-        self.many = many
+        self.many = there is None
         self.steps = op.transpose(masked, perm=[2, 0, 1])
+        self._there = there
 
     @cached_property
     def there(self) -> Var:
         """[T, N, C] bool, false where missing. A NaN is not even equal to itself."""
-        return op.equal(self.steps, self.steps)
+        if self._there is None:
+            return op.equal(self.steps, self.steps)
+        return op.transpose(self._there, perm=[2, 0, 1])
 
     @cached_property
     def weight(self) -> Var:
@@ -191,12 +195,12 @@ def middled(length: int) -> NDArray[np.float64]:
     return np.arange(length, dtype=np.float64) - (length - 1) / 2
 
 
-def sort(masked: Var, length: int) -> Var:
+def sort(masked: Var, there: Var, length: int) -> Var:
     """Return the window [N, C, T] with each channel's values in ascending order, infinity in place of NaN behind them.
 
     Of one window; many are sorted faster by NumPy.
     """
-    filled = op.where(op.equal(masked, masked), masked, op.const(np.float32(np.inf)))
+    filled = op.where(there, masked, op.const(np.float32(np.inf)))
     return op.top_k(filled, op.const(np.array([length], dtype=np.int64)), largest=0)[0]
 
 

@@ -13,27 +13,28 @@ _TIME = 2  # axis of time in [N, C, T]
 _END = np.iinfo(np.int64).max  # for ONNX's Slice the end of an axis, whatever its length
 
 
-def mask(window: Var, channels: Sequence[InputChannel]) -> Var:
-    """Return the window with NaN for what is out of range, infinite or frozen.
+def mask(window: Var, channels: Sequence[InputChannel]) -> tuple[Var, Var]:
+    """Return the window with NaN for what is out of range, infinite or frozen, and where a value is left.
 
     Args:
         window: [N, C, T] float32.
         channels: [C] ranges (inclusive, compared in float32) and lengths of frozen runs.
 
     Returns:
-        [N, C, T] float32.
+        [N, C, T] float32, [N, C, T] bool.
     """
     if all(np.isinf(channel.valid).all() and not channel.frozen_steps for channel in channels):
-        return op.add(window, op.mul(window, op.const(np.float32(0))))  # 0 times infinity is NaN
+        masked = op.add(window, op.mul(window, op.const(np.float32(0))))  # 0 times infinity is NaN
+        return masked, op.equal(masked, masked)  # a NaN is not even equal to itself
     lowest = _per_channel([channel.valid[0] for channel in channels])
     highest = _per_channel([channel.valid[1] for channel in channels])
     good = op.and_(op.greater_or_equal(window, lowest), op.less_or_equal(window, highest))
     runs = sorted({channel.frozen_steps for channel in channels if channel.frozen_steps})
-    differs = _differs(window)
+    repeats = _repeats(window)
     for steps in runs:
         concerned = np.array([channel.frozen_steps == steps for channel in channels])
-        good = op.and_(good, _moving(differs, steps, concerned))
-    return op.where(good, window, op.const(np.float32(np.nan)))
+        good = op.and_(good, _moving(repeats, steps, concerned))
+    return op.where(good, window, op.const(np.float32(np.nan))), good
 
 
 def _per_channel(values: Sequence[float]) -> Var:
@@ -42,22 +43,20 @@ def _per_channel(values: Sequence[float]) -> Var:
     return op.const(np.clip(values, -most, most).astype(np.float32)[:, None])
 
 
-def _differs(window: Var) -> Var:
-    """[N, C, T-1] float32, 1 where a step differs from the next one, else 0."""
-    equal = op.equal(_steps(window, 0, -1), _steps(window, 1, _END))
-    return op.where(equal, op.const(np.float32(0)), op.const(np.float32(1)))
+def _repeats(window: Var) -> Var:
+    """[N, C, T-1] float32, 1 where the next step has the same value, else 0."""
+    return op.cast(op.equal(_steps(window, 0, -1), _steps(window, 1, _END)), to=np.float32)
 
 
-def _moving(differs: Var, steps: int, concerned: NDArray[np.bool_]) -> Var:
+def _moving(repeats: Var, steps: int, concerned: NDArray[np.bool_]) -> Var:
     """[N, C, T] bool, false in runs of at least `steps` equal values of the channels concerned.
 
-    A frozen run begins where the largest of `steps - 1` differences is 0, and covers the next `steps` values: two
-    sliding maxima.
+    A frozen run begins where the mean of `steps - 1` repetitions is 1, which is exact, and covers the next `steps`
+    values: two sliding windows. No mean reaches 2, which is the limit of the other channels.
     """
-    broken, _ = op.max_pool(differs, kernel_shape=[steps - 1])
-    moving, _ = op.max_pool(op.neg(broken), kernel_shape=[steps], pads=[steps - 1, steps - 1])
-    free = op.less(moving, op.const(np.float32(0)))
-    return free if concerned.all() else op.or_(free, op.const(~concerned[:, None]))
+    repeated = op.average_pool(repeats, kernel_shape=[steps - 1])
+    frozen, _ = op.max_pool(repeated, kernel_shape=[steps], pads=[steps - 1, steps - 1])
+    return op.less(frozen, op.const(np.where(concerned, 1, 2).astype(np.float32)[:, None]))
 
 
 def _steps(window: Var, start: int, stop: int) -> Var:
