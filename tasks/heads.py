@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fieldloop.domain.head import Head
 from fieldloop.domain.recipe import Candidate, Classifying
+from fieldloop.domain.recipe.candidates import Novelty
 from fieldloop.domain.recipe.target import Anomaly
 from tasks.candidates.learner import Learner, Matrix
 
@@ -21,6 +22,8 @@ def head_of(materials: "Materials", candidate: Candidate, learner: Learner, feat
     """Return the head of a learner that was fitted to `features`, float32 [N, F]."""
     kind = materials.problem.kind
     target = materials.recipe.target
+    if isinstance(candidate, Novelty):
+        return Head(kind, thresholds=(candidate.limit,))
     if isinstance(target, Anomaly):
         return Head(kind, thresholds=thresholds(learner.raw(features), target.quantile))
     if isinstance(candidate, Classifying) and candidate.calibrated and materials.problem.classifies:

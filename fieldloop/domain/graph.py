@@ -27,6 +27,7 @@ from fieldloop.domain.features.crossings import crossings
 from fieldloop.domain.features.differences import differences
 from fieldloop.domain.features.level import level
 from fieldloop.domain.features.masks import mask
+from fieldloop.domain.features.novelty import novelty
 from fieldloop.domain.features.presence import presence
 from fieldloop.domain.features.quantiles import quantiles
 from fieldloop.domain.features.shape import shape
@@ -56,9 +57,12 @@ FAMILIES: Final[dict[Family, Callable[[Cleaned], list[Columns]]]] = {
     "crossings": crossings,
     "autocorrelation": autocorrelation,
     "spectrum": spectrum,
+    "novelty": novelty,
     "cross_channel": cross_channel,
     "calendar": calendar,
 }
+
+_SORTED: Final[frozenset[Family]] = frozenset({"novelty", "quantiles"})  # families that need order statistics
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def _cleaned(recipe: Recipe, masked: Var, there: Var | None, ordered: Var | None
         masked = _channels(recipe, masked)
         there = None if there is None else _channels(recipe, there)
         ordered = None if ordered is None else _channels(recipe, ordered)
-    if there is not None and "quantiles" in recipe.features:
+    if there is not None and not _SORTED.isdisjoint(recipe.features):
         ordered = sort(masked, there, length)
     return Cleaned(masked, recipe.inputs, length, clock, ordered, there)
 

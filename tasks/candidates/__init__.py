@@ -24,6 +24,7 @@ from fieldloop.domain.recipe.candidates import (
     Majority,
     Mean,
     Neighbours,
+    Novelty,
     Pca,
     RandomForest,
     Ridge,
@@ -87,6 +88,8 @@ def fit(
             return forests.fit_isolation(candidate, of, features, seed)
         case Deviation():
             return arrays.fit_deviations(names)
+        case Novelty():
+            return arrays.fit_excesses(names)
         case Pca():
             return arrays.fit_components(candidate, features)
     assert_never(candidate)
@@ -107,7 +110,7 @@ def file_names(algorithm: str) -> tuple[str, str]:
     """Return the names of the files that `dump` writes for an algorithm."""
     if algorithm == "xgboost":
         return boosting.FILE, HEAD_FILE
-    own = algorithm in ("last_value", "mean", "majority", "deviation", "pca")
+    own = algorithm in ("last_value", "mean", "majority", "deviation", "novelty", "pca")
     return arrays.FILE if own else scikit.FILE, HEAD_FILE
 
 

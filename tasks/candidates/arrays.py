@@ -117,6 +117,37 @@ class Deviations(msgspec.Struct, frozen=True, tag="deviations"):
         return None
 
 
+class Excesses(msgspec.Struct, frozen=True, tag="excesses"):
+    """The largest excess of a channel's last value over all before it; 0 where it has none.
+
+    Attributes:
+        columns: [C] features that hold them.
+    """
+
+    columns: list[int]
+
+    def raw(self, features: Matrix) -> Matrix:
+        """See `Learner`."""
+        excess = features[:, self.columns]
+        largest: Matrix = np.where(np.isnan(excess), np.float32(0), excess).max(axis=1, keepdims=True)
+        return largest
+
+    def convert(self, width: int) -> onnx.ModelProto:
+        """See `Learner`."""
+        features = _features(width)
+        excess = op.gather(features, op.const(np.array(self.columns, dtype=np.int64)), axis=1)
+        known = op.where(op.isnan(excess), op.const(np.float32(0)), excess)
+        return _graph(features, op.reduce_max(known, axes=[1], keepdims=1))
+
+    def dump(self) -> tuple[str, bytes]:
+        """See `Learner`."""
+        return FILE, msgspec.json.encode(self)
+
+    def shares(self) -> None:
+        """The features' names say it."""
+        return None
+
+
 class Components(msgspec.Struct, frozen=True, tag="components"):
     """Principal components of standardized features, and what lies off them.
 
@@ -207,6 +238,18 @@ def fit_deviations(names: tuple[str, ...]) -> Deviations:
     return Deviations(last, mean, spread)
 
 
+def fit_excesses(names: tuple[str, ...]) -> Excesses:
+    """Look up the features that hold excesses.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    columns = [column for column, name in enumerate(names) if name.endswith(".excess")]
+    if not columns:
+        raise TrainingError("novelty: expected the excess of a channel, got none: take the family `novelty`")
+    return Excesses(columns)
+
+
 def fit_components(candidate: Pca, features: Matrix) -> Components:
     """Find as many components as hold the share of the variance that is wanted."""
     wide = features.astype(np.float64)
@@ -228,14 +271,14 @@ def fit_components(candidate: Pca, features: Matrix) -> Components:
     )
 
 
-def restore(data: bytes) -> Constant | Last | Deviations | Components:
+def restore(data: bytes) -> Constant | Last | Deviations | Excesses | Components:
     """Return the learner that `dump` wrote.
 
     Raises:
         TrainingError: it is none.
     """
     try:
-        return msgspec.json.decode(data, type=Constant | Last | Deviations | Components)
+        return msgspec.json.decode(data, type=Constant | Last | Deviations | Excesses | Components)
     except msgspec.MsgspecError as exc:
         raise TrainingError(f"native model {FILE}: not a learner: {exc}") from exc
 

@@ -62,9 +62,19 @@ def one(x: Window) -> dict[str, float]:
             "mean_crossings": np.count_nonzero(dev[1:] * dev[:-1] < 0) / pairs,
             "turns": np.count_nonzero(d[1:] * d[:-1] < 0) / pairs,
         }),
+        **excess(x),
         **{f"acf{k}": np.sum(dev[k:] * dev[:-k]) / np.sum(dev**2) for k in (1, 2, 4, 8, 16) if k <= len(x) // 2},
         **{f"band{low}": power[low : 2 * low].sum() / power[1:].sum() for low in octaves},
     }  # fmt: skip
+
+
+def excess(x: Window) -> dict[str, float]:
+    """How far the last value lies beyond all before it, in widths of the middle 80 %."""
+    if np.isnan(x[-1]) or np.isnan(x[:-1]).all():
+        return {"excess": math.nan}
+    beyond = max(x[-1] - np.nanmax(x[:-1]), np.nanmin(x[:-1]) - x[-1], 0.0)
+    width = np.nanquantile(x, 0.9) - np.nanquantile(x, 0.1)
+    return {"excess": min(beyond / max(width, 1e-30), 1e6)}
 
 
 def correlation(x: Window, y: Window) -> float:

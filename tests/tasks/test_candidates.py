@@ -19,7 +19,7 @@ from tasks.candidates.learner import row_weights
 from tasks.heads import calibration, thresholds
 
 ROWS, SEED = 1_200, 3
-NAMES = ("wind.last", "wind.mean", "heat.mean", "wind.std")
+NAMES = ("wind.last", "wind.mean", "heat.excess", "wind.std")
 PROBLEMS = {
     "value": Problem("value", last_value="wind.last"),
     "binary": Problem("probability", 2),

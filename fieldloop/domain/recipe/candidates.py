@@ -195,6 +195,18 @@ class Deviation(Algorithm):
     algorithm: Literal["deviation"]
 
 
+class Novelty(Algorithm):
+    """How far a channel's last value lies beyond all before it in its window. Needs the family `novelty`.
+
+    Attributes:
+        limit: from where on that is an alarm, in widths of the window's middle 80 %; it is not learnt, so that it suits
+            devices of any scale, and those that have little to learn from.
+    """
+
+    algorithm: Literal["novelty"]
+    limit: float = Field(0.75, gt=0)
+
+
 class Pca(Algorithm):
     """Distance from the plane of principal components (Q), within it (Hotelling's T²), or whichever is further out.
 
@@ -222,12 +234,13 @@ Candidate = Annotated[
     | Majority
     | IsolationForest
     | Deviation
+    | Novelty
     | Pca,
     Field(discriminator="algorithm"),
 ]
 AlgorithmName = Literal[
     "xgboost", "hist_boosting", "random_forest", "extra_trees", "ridge", "elastic_net", "logistic", "neighbours",
-    "last_value", "mean", "majority", "isolation_forest", "deviation", "pca",
+    "last_value", "mean", "majority", "isolation_forest", "deviation", "novelty", "pca",
 ]  # fmt: skip
 
 _LEARNERS: tuple[AlgorithmName, ...] = ("xgboost", "hist_boosting", "random_forest", "extra_trees", "neighbours")
@@ -235,7 +248,7 @@ SUITED: dict[Kind, tuple[AlgorithmName, ...]] = {
     "value": (*_LEARNERS, "ridge", "elastic_net", "last_value", "mean"),
     "time_to_event": (*_LEARNERS, "ridge", "elastic_net", "mean"),
     "class": (*_LEARNERS, "logistic", "majority"),
-    "anomaly": ("isolation_forest", "deviation", "pca"),
+    "anomaly": ("isolation_forest", "deviation", "novelty", "pca"),
 }
 
 

@@ -9,7 +9,7 @@ from fieldloop.domain.recipe.part import Name, Part
 
 Family = Literal[
     "presence", "level", "spread", "quantiles", "shape", "trend", "differences", "crossings", "autocorrelation",
-    "spectrum", "cross_channel", "calendar",
+    "spectrum", "novelty", "cross_channel", "calendar",
 ]  # fmt: skip
 LEAST_STEPS: Final[dict[Family, int]] = {"crossings": 3}
 MOST_CROSSED: Final = 16  # channels, 120 pairs
