@@ -96,7 +96,8 @@ CASES = (
         "occupancy-room",
         (Claim("accuracy.datatest", 0.979, False, "plain LDA"), Claim("accuracy.datatest2", 0.988, False, "plain LDA")),
         "the last day of the one training file chooses, and prefers trees, which draw the line in the light too close; "
-        "that a linear model does better on datatest shows only there",
+        "leaving out each of its days in turn would choose a weakly penalized logistic regression (0.971 on datatest), "
+        "and puts the LDA below the trees: that it does better there shows only there",
     ),
     Case(
         "occupancy-dark",
@@ -109,7 +110,9 @@ CASES = (
         "nab",
         "nab-series",
         (Claim(NAB, 74.9, False, "ARTime, the best that the benchmark publishes; KNN-CAD 58.0, Gaussian 39.6"),),
-        "one model serves 58 series of any scale: it knows a window of a day and a threshold, no seasons and no memory",
+        "one model serves 58 series of any scale: it sees values beyond all of a day and a half, not patterns that "
+        "break within them, no seasons, and has no memory; it needs a day and a half before its first answer, and "
+        "again behind what it learnt from",
     ),
 )
 
