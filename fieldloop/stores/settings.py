@@ -56,7 +56,8 @@ class Settings(BaseSettings):
         host: address that the embedded services bind to.
         store: which object store `up` starts; `auto` takes MinIO where its binary is found, else SeaweedFS.
         minio: the MinIO binary, where it is neither on `PATH` nor in the user's cache folder.
-        partitions: parts of the devices' stream that one acquisition drains at a time, each in a process of its own.
+        partitions: parts of the devices' stream that one acquisition drains at a time, each in a process of its own; a
+            single one is drained in the run's process. Each reads, decodes and commits at the same time, on two cores.
         store_port: S3 port.
         nats_port: NATS port.
         mqtt_port: MQTT port of the broker.
@@ -80,7 +81,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     store: StoreKind = "auto"
     minio: Path | None = None
-    partitions: int = Field(default_factory=lambda: min(SLOTS, os.cpu_count() or 1), ge=1, le=SLOTS)
+    partitions: int = Field(default_factory=lambda: min(SLOTS, max(1, (os.cpu_count() or 1) // 2)), ge=1, le=SLOTS)
     store_port: int = Field(default=9000, ge=1, le=65535)
     nats_port: int = Field(default=4222, ge=1, le=65535)
     mqtt_port: int = Field(default=8883, ge=1, le=65535)
