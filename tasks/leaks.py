@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.metrics import auc
+from fieldloop.domain.recipe import Recipe
 from fieldloop.domain.recipe.target import Class
 from tasks.examples import Examples
 
@@ -19,10 +20,10 @@ _FEWEST: Final = 30  # windows below which a correlation says nothing
 
 @dataclass(frozen=True)
 class Likeness:
-    """How much of the target one channel's last value tells.
+    """How much of the target one channel's last value, or one feature, tells.
 
     Attributes:
-        metric: the channel.
+        metric: the channel or feature.
         share: size of the correlation for numbers; for classes 2·AUC-1 of the best told one; 1 tells all.
     """
 
@@ -48,8 +49,14 @@ def likenesses(found: Examples) -> tuple[Likeness, ...]:
     chosen = train[:: max(1, len(train) // _ROWS)]
     last = np.concatenate([found.windows(part)[:, :, -1] for part in found.chunks(chosen)])
     target = found.target[chosen]
-    tell = _of_classes if isinstance(found.recipe.target, Class) else _of_numbers
-    return tuple(Likeness(metric, tell(last[:, row], target)) for row, metric in enumerate(found.recipe.inputs))
+    return tuple(
+        Likeness(metric, tell(found.recipe, last[:, row], target)) for row, metric in enumerate(found.recipe.inputs)
+    )
+
+
+def tell(recipe: Recipe, values: NDArray[np.float32], target: NDArray[np.float32]) -> float:
+    """Return how much of the target one column of values tells, as `Likeness.share` counts it."""
+    return _of_classes(values, target) if isinstance(recipe.target, Class) else _of_numbers(values, target)
 
 
 def refuse_leaks(found: Examples) -> None:

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from prefect import task
 
+from fieldloop.domain.bootstrap import blocks
 from fieldloop.domain.errors import TrainingError
-from fieldloop.domain.metrics import better
 from fieldloop.domain.metrics import judge as figures_of
 from fieldloop.domain.parity import Certificate, certify, require
+from fieldloop.domain.promotion import compare, decide
 from fieldloop.domain.recipe import Metric, Recipe, load_recipe
 from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
@@ -187,14 +188,12 @@ def judge(settings: Settings, version: ModelVersion) -> Verdict:
     if registry.artifact(settings, champion, _WINDOW) != registry.artifact(settings, version, _WINDOW):
         reason = f"champion {champion.version} reads other windows; move the alias by hand if this one is to replace it"
         return Verdict(False, "challenger", reason, metrics, champion.version, None)
-    theirs = _held_out_metrics(settings, champion, found)
-    rule = recipe.promotion
-    won = better(metrics[rule.metric], theirs[rule.metric], rule)
-    reason = (
-        f"{rule.metric} {metrics[rule.metric]:.4g} against {theirs[rule.metric]:.4g} of champion {champion.version} on "
-        f"the same {len(found.chosen('test')):,} windows, {'' if won else 'not '}better by more than {rule.margin:.1%}"
-    )
-    return Verdict(won, "champion" if won else "challenger", reason, metrics, champion.version, theirs)
+    test = found.chosen("test")
+    of = blocks(recipe, found.device[test], found.end_us[test], found.run_us[test])
+    ours, others = (apply(registry.graph(settings, each), found, test) for each in (version, champion))
+    compared = compare(recipe, found.devices, found.device[test], found.target[test], ours, others, of)
+    won, reason = decide(recipe.promotion, compared)
+    return Verdict(won, "champion" if won else "challenger", reason, metrics, champion.version, compared.champion)
 
 
 def model_card(settings: Settings, result: RegisterResult) -> str:

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from expectations.profiles import load_profile
 from fieldloop.domain.alerts import Limits
 from fieldloop.domain.drift import Distributions
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import PREDICTION, WINDOW
-from fieldloop.domain.metrics import judge
+from fieldloop.domain.metrics import probabilities
 from fieldloop.domain.parts import PARTS
 from fieldloop.domain.profile import Profile
-from fieldloop.domain.recipe import Recipe
+from fieldloop.domain.recipe import Metric, Recipe
+from fieldloop.domain.recipe.target import Anomaly, Class
 from fieldloop.domain.release import Budget
 from fieldloop.domain.sketch import Sketch
 from fieldloop.domain.windows import WindowSpec
@@ -29,8 +31,10 @@ from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks import candidates, plots
+from tasks.evaluation import Evaluation, evaluate
 from tasks.examples import Versions
 from tasks.fitting import Fitted
+from tasks.notes import notes
 from tasks.origin import CODE, GRAPH_DIGEST, ORIGIN, RECIPE, origin_of
 
 if TYPE_CHECKING:
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 RUNTIME_PACKAGES: Final = ("numpy", "onnx", "onnxruntime")
 NATIVE: Final = "native"  # artifact folder of the model in its own library's format
 PREDICTIONS: Final = "evaluation/predictions.parquet"  # a row a window that chose or judged
+NOTES: Final = "fieldloop.notes"  # tag: what a person should know before believing the figures, a line each
+BLOCK: Final = "fieldloop.block"  # tag: what windows were drawn by for the intervals
 REFERENCE: Final = "release/reference.json"  # what the model was learnt from and predicts, for drift to be seen by
 VALIDATION: Final = "validation."  # prefix of the metrics that chose
 GRID_VERSION: Final = "fieldloop.grid_version"
@@ -89,38 +95,43 @@ def log_fitted(settings: Settings, fitted: Fitted, lake: Lake, versions: Version
     """Log a fitted candidate to its run."""
     mlflow = registry.client(settings)
     params: dict[str, Any] = {"seed": seed, **recipe_params(fitted.recipe), **fitted.candidate.settings}
-    origin = origin_of(fitted, versions, seed, settings.root)
-    log_values(mlflow, run_id, _figures(fitted), params, {GRAPH_DIGEST: origin.graph, CODE: origin.code})
+    origin, evaluation = origin_of(fitted, versions, seed, settings.root), evaluate(fitted)
+    tags = {
+        GRAPH_DIGEST: origin.graph,
+        CODE: origin.code,
+        NOTES: "\n".join(notes(fitted)),
+        BLOCK: evaluation.block,
+    }
+    log_values(mlflow, run_id, _figures(fitted, evaluation), params, tags)
     log_dataset(mlflow, lake, fitted.recipe, versions, run_id)
     profiles = load_profiles(settings, fitted.recipe)
     unit = fitted.recipe.target_unit(profiles[fitted.recipe.profiles[0]])
-    files = {**_files(fitted, profiles), ORIGIN: msgspec.json.format(msgspec.json.encode(origin), indent=2)}
+    files = {
+        **_files(fitted, profiles),
+        **{f"evaluation/{name}": table for name, table in evaluation.tables().items()},
+        ORIGIN: msgspec.json.format(msgspec.json.encode(origin), indent=2),
+    }
     _log_files(mlflow, run_id, files, _pictures(fitted, unit))
     _log_graph(settings, fitted, run_id)
 
 
-def _figures(fitted: Fitted) -> dict[str, float]:
+def _figures(fitted: Fitted, evaluation: Evaluation) -> dict[str, float]:
     """Metrics on the held-out windows under their own names, and beside them what chose, how many, and how long."""
     own, drawn = fitted.random_split
     return {
-        **{str(name): value for name, value in judge(fitted.recipe, fitted.truth, fitted.predicted).items()},
+        **evaluation.figures(),
         **{f"{VALIDATION}{name}": value for name, value in fitted.validation.items()},
         **{f"rows.{use}": float(count) for use, count in fitted.found.counts().items()},
-        **_per_device(fitted),
         "random_split.own": own,
         "random_split.random": drawn,
         "fit_s": fitted.fit_s,
     }
 
 
-def _per_device(fitted: Fitted) -> dict[str, float]:
-    """The metric that decides, of each device."""
-    metric = fitted.recipe.promotion.metric
-    device = fitted.found.device[fitted.test]
+def intervals_of(recipe: Recipe, figures: Mapping[str, float]) -> dict[Metric, tuple[float, float]]:
+    """Read back the intervals that a candidate's run has among its metrics."""
     return {
-        f"{metric}.{name}": judge(fitted.recipe, fitted.truth[mine], fitted.predicted[mine])[metric]
-        for code, name in enumerate(fitted.found.devices)
-        if (mine := device == code).any()
+        name: (figures[f"{name}.low"], figures[f"{name}.high"]) for name in recipe.metrics() if f"{name}.low" in figures
     }
 
 
@@ -218,17 +229,41 @@ def _target(recipe: Recipe, profile: Profile) -> bytes:
 
 
 def _pictures(fitted: Fitted, unit: str) -> dict[str, "Figure"]:
+    found, truth, predicted = fitted.found, fitted.truth, fitted.predicted
+    end_us, device = found.end_us[fitted.test], found.device[fitted.test]
     pictures = {}
-    if fitted.recipe.target.kind in ("value", "time_to_event"):
-        predicted, quantity = fitted.predicted[:, 0], f"{fitted.recipe.target_name}, {unit}"
-        end_us = fitted.found.end_us[fitted.test]
-        pictures = {
-            "plots/truth_and_prediction.png": plots.truth_and_prediction(fitted.truth, predicted, quantity),
-            "plots/residuals.png": plots.residuals(end_us, predicted - fitted.truth, quantity),
-        }
+    match fitted.recipe.target:
+        case Class():
+            pictures = _pictures_of_classes(fitted)
+        case Anomaly():
+            pictures["scores"] = plots.scores(end_us, predicted[:, 0], truth, device, found.devices)
+            known = ~np.isnan(truth)
+            pictures |= _ranked({"anomalous": (truth[known] > 0, predicted[known, 0].astype(np.float64))})
+        case _:
+            quantity = f"{fitted.recipe.target_name}, {unit}"
+            pictures["truth_and_prediction"] = plots.truth_and_prediction(truth, predicted[:, 0], quantity)
+            pictures["residuals"] = plots.residuals(end_us, predicted[:, 0] - truth, quantity)
     if shares := candidates.importances(fitted.model, fitted.materials.names):
-        pictures["plots/importance.png"] = plots.importance(shares)
-    return pictures
+        pictures["importance"] = plots.importance(shares)
+    return {f"plots/{name}.png": picture for name, picture in pictures.items()}
+
+
+def _pictures_of_classes(fitted: Fitted) -> dict[str, "Figure"]:
+    shares, codes, names = probabilities(fitted.predicted), fitted.truth.astype(np.int64), fitted.recipe.classes
+    curves = {name: (codes == code, shares[:, code]) for code, name in enumerate(names)}
+    if len(names) == 2:  # the first is the second's mirror image
+        del curves[names[0]]
+    return {
+        "confusion": plots.confusion(codes, shares.argmax(axis=1), names),
+        "calibration": plots.calibration(curves),
+        **_ranked(curves),
+    }
+
+
+def _ranked(curves: Mapping[str, tuple[NDArray[np.bool_], NDArray[np.float64]]]) -> dict[str, "Figure"]:
+    """The ranking of those classes that some windows are of, and others not."""
+    both = {name: curve for name, curve in curves.items() if curve[0].any() and not curve[0].all()}
+    return {"ranking": plots.ranking(both)} if both else {}
 
 
 def _log_files(

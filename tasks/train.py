@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefect import task
 
+from fieldloop.domain.bootstrap import LEVEL
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import feature_graph
-from fieldloop.domain.metrics import LOWER_IS_BETTER, better
-from fieldloop.domain.recipe import Candidate, Metric, Promotion, Recipe, load_recipe
+from fieldloop.domain.metrics import gain
+from fieldloop.domain.recipe import Candidate, Metric, Recipe, load_recipe
 from fieldloop.stores import registry
 from fieldloop.stores.lake import WRITES, Lake
 from fieldloop.stores.settings import Settings
@@ -27,7 +28,9 @@ from tasks.fitting import fit, prepare
 from tasks.leaks import refuse_leaks
 from tasks.origin import packages
 from tasks.runs import (
+    NOTES,
     VALIDATION,
+    intervals_of,
     lineage,
     load_profiles,
     log_dataset,
@@ -44,7 +47,6 @@ if TYPE_CHECKING:
 BEST_RUN: Final = "fieldloop.best_run"  # tag of a parent run
 ALGORITHM: Final = "fieldloop.algorithm"
 CONTENT: Final = "fieldloop.content"  # tag: digest of all that a run follows from
-_FAR_BETTER: Final = 0.3  # share of the error that a random split hides before the report warns
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class CandidateResult:
         metrics: on the held-out windows, by the merged graph; mae and rmse in the target's unit.
         validation: on the windows that choose, learnt from the training windows alone.
         chosen_by: of these, the metric that decides.
-        random_split: that metric, by a small fit: on the recipe's split, and on a random one.
+        intervals: low and high end of each metric's interval, as far as it can be said.
+        notes: what a person should know before believing them, see `tasks.notes`.
         rows: windows by use: train, validation, test, embargo, no_target.
         fit_s: seconds that fitting took.
     """
@@ -86,7 +89,8 @@ class CandidateResult:
     metrics: dict[Metric, float]
     validation: dict[Metric, float]
     chosen_by: float
-    random_split: tuple[float, float]
+    intervals: dict[Metric, tuple[float, float]]
+    notes: tuple[str, ...]
     rows: dict[str, int]
     fit_s: float
 
@@ -230,7 +234,7 @@ def finish(settings: Settings, training: Training, results: Sequence[CandidateRe
     if not results:
         raise TrainingError(f"{training.recipe}: expected at least one fitted candidate, got none")
     recipe = load_recipe(settings.root, training.recipe)
-    ranked = _ranked(results, recipe.promotion)
+    ranked = _ranked(results, recipe.promotion.metric)
     best = ranked[0]
     mlflow = registry.client(settings)
     if mlflow.get_run(training.run_id).info.status != "FINISHED":
@@ -259,9 +263,9 @@ def describe(result: TrainResult) -> str:
             *rows,
             "",
             f"Learnt from {used['train']:,} windows, chosen by {used['validation']:,} others, judged on "
-            f"{used['test']:,} held-out ones; {used['embargo']:,} in the embargo or later and {used['no_target']:,} "
-            "without a target served none.",
-            *_warning(result),
+            f"{used['test']:,} held-out ones (in brackets where {LEVEL:.0%} of the draws of their blocks lie); "
+            f"{used['embargo']:,} in the embargo or later and {used['no_target']:,} without a target served none.",
+            *(f"\n**Note.** {note}" for note in result.best.notes),
         )
     )
 
@@ -273,23 +277,16 @@ def shown(metrics: Mapping[Metric, float]) -> str:
 
 def _row(entry: CandidateResult, names: Sequence[Metric], best: bool) -> str:
     mark = "**" if best else ""
-    figures = " | ".join(f"{entry.metrics[name]:.4g}" for name in names)
+    figures = " | ".join(_with_interval(entry, name) for name in names)
     return f"| {mark}{entry.algorithm}{mark} | {entry.chosen_by:.4g} | {figures} | {entry.fit_s:.1f} |"
 
 
-def _warning(result: TrainResult) -> list[str]:
-    """A line if a random split would have looked better by far."""
-    own, drawn = result.best.random_split
-    lower = result.metric in LOWER_IS_BETTER
-    losses = (own, drawn) if lower else (1 - own, 1 - drawn)
-    if not losses[1] < (1 - _FAR_BETTER) * losses[0]:
-        return []
-    return [
-        "",
-        f"**A random split would have looked better by far**: {result.metric} {drawn:.4g} in place of {own:.4g} (a "
-        f"small {result.best.algorithm} on each). Neighbouring windows are alike, so that figures from random splits "
-        "say little about what is to come.",
-    ]
+def _with_interval(entry: CandidateResult, name: Metric) -> str:
+    figure = f"{entry.metrics[name]:.4g}"
+    if name not in entry.intervals:
+        return figure
+    low, high = entry.intervals[name]
+    return f"{figure} ({low:.4g} – {high:.4g})"
 
 
 def _pinned(lake: Lake, table: str, wanted: int | None) -> int:
@@ -316,15 +313,12 @@ def _candidate(recipe: Recipe, algorithm: str) -> Candidate:
     raise TrainingError(f"recipe {recipe.name} has no candidate `{algorithm}`; expected one of {known}")
 
 
-def _ranked(results: Sequence[CandidateResult], rule: Promotion) -> list[CandidateResult]:
-    """Candidates by the rule's metric on the validation windows, best first; a tie keeps the recipe's order."""
-    plain = Promotion(metric=rule.metric)
+def _ranked(results: Sequence[CandidateResult], metric: Metric) -> list[CandidateResult]:
+    """Candidates by a metric on the validation windows, best first; a tie keeps the recipe's order."""
     ranked: list[CandidateResult] = []
     for result in results:
-        at = next(
-            (i for i, other in enumerate(ranked) if better(result.chosen_by, other.chosen_by, plain)), len(ranked)
-        )
-        ranked.insert(at, result)
+        leads = (gain(metric, result.chosen_by, other.chosen_by) > 0 for other in ranked)
+        ranked.insert(next((place for place, lead in enumerate(leads) if lead), len(ranked)), result)
     return ranked
 
 
@@ -356,7 +350,8 @@ def _result(recipe: Recipe, run: "Run") -> CandidateResult:
         {name: figures[name] for name in recipe.metrics()},
         {name: figures[f"{VALIDATION}{name}"] for name in recipe.metrics()},
         figures[f"{VALIDATION}{recipe.promotion.metric}"],
-        (figures["random_split.own"], figures["random_split.random"]),
+        intervals_of(recipe, figures),
+        tuple(run.data.tags[NOTES].splitlines()),
         rows,
         figures["fit_s"],
     )

@@ -3,14 +3,12 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fieldloop.domain.document import load
 from fieldloop.domain.errors import DocumentError
-from fieldloop.domain.metrics import better, regression
 from fieldloop.domain.profile import Channel, Clock, Profile
-from fieldloop.domain.recipe import Promotion, Recipe, load_recipe, recipe_names
+from fieldloop.domain.recipe import Recipe, load_recipe, recipe_names
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "recipes" / "turbine-power.yaml").read_text()
@@ -171,27 +169,3 @@ def test_a_forecast_may_read_what_it_predicts() -> None:
     recipe = load(Recipe, text.replace("algorithm: ridge, penalty: 1.0", "algorithm: last_value"), "r.yaml")
     assert recipe.beside == ()
     assert recipe.lookahead == 6
-
-
-def test_metrics_of_known_errors() -> None:
-    """Errors of 1 and 3 on truths 0 and 4."""
-    figures = regression(np.array([0, 4], np.float32), np.array([1, 1], np.float32))
-    assert figures == pytest.approx({"mae": 2, "rmse": 5**0.5, "r2": 1 - 5 / 4})
-
-
-@pytest.mark.parametrize(
-    ("metric", "margin", "challenger", "champion", "wins"),
-    [
-        ("mae", 0.0, 9.9, 10.0, True),
-        ("mae", 0.0, 10.0, 10.0, False),
-        ("mae", 0.05, 9.6, 10.0, False),
-        ("mae", 0.05, 9.4, 10.0, True),
-        ("r2", 0.0, 0.91, 0.90, True),
-        ("r2", 0.0, 0.89, 0.90, False),
-        ("mae", 0.0, float("nan"), 10.0, False),
-    ],
-)
-def test_promotion_rule(metric: str, margin: float, challenger: float, champion: float, wins: bool) -> None:
-    """Better by more than the margin, in the direction of the metric."""
-    rule = Promotion.model_validate({"metric": metric, "margin": margin})
-    assert better(challenger, champion, rule) is wins

@@ -192,12 +192,43 @@ def test_run_says_what_it_is(settings: FarmSettings, trained: tuple[Training, li
     run = mlflow.get_run(results[0].run_id)
     assert run.data.params["trees"] == "30"
     assert run.data.metrics["r2"] == pytest.approx(results[0].metrics["r2"])
-    assert set(run.data.metrics) >= {"mae", "rmse", "rows.train", "rows.no_target", "mae.T1", "mae.T2", "fit_s"}
+    assert set(run.data.metrics) >= {
+        "mae",
+        "rmse",
+        "rows.train",
+        "rows.no_target",
+        "mae.low",
+        "baseline.mean.r2",
+        "fit_s",
+    }
     assert run.data.tags["mlflow.parentRunId"] == training.run_id
     assert run.data.tags["lineage.windows"] == f"s3://lake/windows/{NAME}@{training.versions.windows}"
     assert {data.dataset.name for data in run.inputs.dataset_inputs} == {f"grid/{NAME}", f"windows/{NAME}"}
     pictures = {file.path for file in mlflow.list_artifacts(run.info.run_id, "plots")}
     assert pictures == {f"plots/{name}.png" for name in ("truth_and_prediction", "residuals", "importance")}
+
+
+def test_run_says_how_sure_its_figures_are(
+    settings: FarmSettings, trained: tuple[Training, list[CandidateResult]]
+) -> None:
+    """Intervals, baselines and tables by device and by period are logged, and the tables add up to the whole."""
+    _, results = trained
+    for result in results:
+        low, high = result.intervals["mae"]
+        assert low < result.metrics["mae"] < high
+        figures = registry.client(settings).get_run(result.run_id).data.metrics
+        assert figures["baseline.mean.mae"] > result.metrics["mae"]
+        assert abs(figures["baseline.mean.r2"]) < 0.01
+        tables = {
+            name: pl.read_csv(registry.run_artifact(settings, result.run_id, f"evaluation/{name}.csv"))
+            for name in ("metrics", "devices", "periods")
+        }
+        assert tables["metrics"]["metric"].to_list() == ["mae", "rmse", "r2"]
+        assert tables["devices"]["device"].to_list() == list(DEVICES)
+        for name in ("devices", "periods"):
+            weighted = (tables[name]["mae"] * tables[name]["windows"]).sum() / tables[name]["windows"].sum()
+            assert weighted == pytest.approx(result.metrics["mae"], rel=1e-4)
+        assert tables["periods"]["week"][0] == "2014-12-29"
 
 
 def test_nothing_logged_is_a_pickle(

@@ -218,8 +218,10 @@ class Recipe(Part):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what a model depends on: neither of layout and comments, nor of where it is made and watched."""
-        model = self.model_dump(mode="json", exclude={"engine", "rollout", "drift"})
+        """SHA-256 of what a model depends on: not of layout and comments, nor of where it is made, promoted and watched."""
+        later = set(Promotion.model_fields) - {"metric"}  # the metric chooses among candidates
+        left_out = {"engine": True, "rollout": True, "drift": True, "promotion": later}
+        model = self.model_dump(mode="json", exclude=left_out)
         content = json.dumps(model, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 

@@ -1,6 +1,6 @@
 """How candidates are compared, and when a model is promoted, proved and released."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -22,14 +22,27 @@ METRICS: dict[Kind, tuple[Metric, ...]] = {
 }
 
 
-class Promotion(Part):
-    """A challenger becomes champion if its metric on the held-out windows is better by more than `margin` (a share).
+LONGEST_APPROVAL_H: Final = 168
 
-    Candidates of one training are ranked by the same metric, on the validation windows.
+
+class Promotion(Part):
+    """When a challenger takes the champion's place; candidates of one training are ranked by the same metric.
+
+    Attributes:
+        metric: that decides.
+        margin: share of the champion's figure by which the challenger must be better, over and above chance: the whole
+            interval of its lead on the same held-out windows lies beyond.
+        device_limit: share of the champion's figure on a device by which the challenger may be worse there; None looks
+            at no device.
+        approval: whether a person has the last word: *register* pauses until someone promotes or rejects.
+        approval_hours: how long; nobody's word rejects.
     """
 
     metric: Metric = "mae"
     margin: float = Field(0.0, ge=0, lt=1)
+    device_limit: float | None = Field(0.2, ge=0)
+    approval: bool = False
+    approval_hours: float = Field(24, gt=0, le=LONGEST_APPROVAL_H)
 
 
 class Parity(Part):
