@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from fieldloop.domain.metrics import LOWER_IS_BETTER
 from tasks.candidates.learner import Matrix
-from tasks.examples import Examples, features
+from tasks.examples import Examples
 from tasks.fitting import Fitted
 from tasks.leaks import Likeness, likenesses, tell
+from tasks.matrix import features
 
 _ROWS: Final = 4_000  # windows of each part whose features are compared
 _FEWEST: Final = 100  # below, two distributions may lie apart by chance
