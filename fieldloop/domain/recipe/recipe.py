@@ -219,9 +219,8 @@ class Recipe(Part):
     @property
     def digest(self) -> str:
         """SHA-256 of what a model depends on: not of layout and comments, nor of what is done with it."""
-        later = set(Promotion.model_fields) - {"metric"}  # the metric chooses among candidates
-        left_out = {"engine": True, "rollout": True, "drift": True, "promotion": later}
-        model = self.model_dump(mode="json", exclude=left_out)
+        model = self.model_dump(mode="json", exclude={"engine", "promotion", "rollout", "drift"})
+        model["promotion"] = {"metric": self.promotion.metric}  # it chooses among candidates
         content = json.dumps(model, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
