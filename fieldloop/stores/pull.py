@@ -5,7 +5,6 @@ over mutual TLS. A client that makes an object and a queue entry of every messag
 """
 
 import json
-import select
 import socket
 import ssl
 import time
@@ -21,7 +20,7 @@ from fieldloop.stores.settings import Certificate
 
 PULL_MESSAGES: Final = 20_000  # messages of one pull request, at most
 PULL_BYTES: Final = 32 << 20  # bytes of one pull request, at most; above the server's largest message
-RECEIVE_BYTES: Final = 1 << 20  # read before it is looked at, at most
+RECEIVE_BYTES: Final = 1 << 20  # read at once, at most
 RECORD_BYTES: Final = 1 << 14  # of a TLS record, at most
 CONNECT_S: Final = 5.0
 SILENCE_S: Final = 60.0  # without a byte from a server that owes an answer
@@ -60,7 +59,7 @@ class Puller:
         self._requests = 0
         self._reply = b""  # where the answers to the newest request go
         try:
-            self._socket = _connected(url, certificate, self._inbox)
+            self._link = _connected(url, certificate, self._inbox)
         except (OSError, ValueError) as exc:
             raise StoreError(f"the broker at {url} cannot be read with certificate {certificate.cert}: {exc}") from exc
 
@@ -71,9 +70,7 @@ class Puller:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the connection, also under a thread that reads from it."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        self._link.close()
 
     def read(self, into: Pulled, most: int, wait_s: float) -> bool:
         """Add what comes next, until a request is answered; return False where nothing came for `wait_s`.
@@ -105,28 +102,19 @@ class Puller:
 
     def _send(self, data: bytes) -> None:
         try:
-            self._socket.sendall(data)
+            self._link.send(data)
         except OSError as exc:
             raise StoreError(f"the broker's connection broke: {exc}") from exc
 
     def _receive(self, deadline: float) -> bytes:
         """Return what has come, after the wait for its first byte."""
-        parts: list[bytes] = []
-        size = 0
         try:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            while size < RECEIVE_BYTES and (not parts or self._more()):
-                part = self._socket.recv(RECORD_BYTES)
-                if not part:
-                    raise StoreError("the broker closed the connection")
-                parts.append(part)
-                size += len(part)
+            data = self._link.receive(max(0.001, deadline - time.monotonic()))
         except OSError as exc:
             raise StoreError(f"the broker's connection broke: {exc or type(exc).__name__}") from exc
-        return b"".join(parts)
-
-    def _more(self) -> bool:
-        return self._socket.pending() > 0 or bool(select.select([self._socket], [], [], 0)[0])
+        if not data:
+            raise StoreError("the broker closed the connection")
+        return data
 
     def _parse(self, data: bytes, into: Pulled) -> int:
         """Take whole frames; return where the first that is not whole begins."""
@@ -174,7 +162,70 @@ class Puller:
             raise StoreError(f"the broker refuses: {line.decode(errors='replace')}")
 
 
-def _connected(url: str, certificate: Certificate, inbox: bytes) -> ssl.SSLSocket:
+class _Link:
+    """A TLS connection that takes all that the socket holds at once, however short the records are.
+
+    The broker sends messages of some hundred bytes in records of a few messages; a socket of Python's own makes two
+    calls of the system for each.
+    """
+
+    def __init__(self, plain: socket.socket, context: ssl.SSLContext, host: str) -> None:
+        """Shake hands.
+
+        Raises:
+            OSError: the connection broke, or one side refuses the other's certificate.
+        """
+        self._socket = plain
+        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._came, self._goes, server_hostname=host)
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._fill()
+        self._flush()
+
+    def send(self, data: bytes) -> None:
+        self._tls.write(data)
+        self._flush()
+
+    def receive(self, wait_s: float) -> bytes:
+        """Return what has come, after the wait for its first byte; nothing where the other side has closed."""
+        parts: list[bytes] = []
+        self._socket.settimeout(wait_s)
+        while not parts and not self._came.eof:
+            self._fill()
+            self._decrypt(parts)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Close, also under a thread that receives."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _decrypt(self, parts: list[bytes]) -> None:
+        """Add the whole records that are here."""
+        read = self._tls.read
+        with suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            while part := read(RECORD_BYTES):
+                parts.append(part)
+
+    def _fill(self) -> None:
+        data = self._socket.recv(RECEIVE_BYTES)
+        if data:
+            self._came.write(data)
+        else:
+            self._came.write_eof()
+
+    def _flush(self) -> None:
+        if self._goes.pending:
+            self._socket.sendall(self._goes.read())
+
+
+def _connected(url: str, certificate: Certificate, inbox: bytes) -> _Link:
     """Return a connection that has introduced itself: the server's INFO comes before TLS begins."""
     address = urlsplit(url)
     host, port = address.hostname or "", address.port or 4222
@@ -185,20 +236,20 @@ def _connected(url: str, certificate: Certificate, inbox: bytes) -> ssl.SSLSocke
         info = _line(plain)
         if not info.startswith(b"INFO"):
             raise ValueError(f"expected INFO, got {info[:80]!r}")
-        secure = context.wrap_socket(plain, server_hostname=host)
+        link = _Link(plain, context, host)
     except BaseException:
         plain.close()
         raise
     options = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True, "tls_required": True,
                "lang": "python", "version": "1", "protocol": 1, "name": "fieldloop-pull"}  # fmt: skip
-    secure.sendall(b"CONNECT %b\r\nSUB %b.* 1\r\nPING\r\n" % (json.dumps(options).encode(), inbox))
-    answer = _line(secure)
-    while answer.startswith((b"INFO", b"+OK", b"PING")):
-        answer = _line(secure)
-    if answer != b"PONG":
-        secure.close()
-        raise ValueError(answer.decode(errors="replace"))
-    return secure
+    link.send(b"CONNECT %b\r\nSUB %b.* 1\r\nPING\r\n" % (json.dumps(options).encode(), inbox))
+    answer = b""
+    while b"PONG\r\n" not in answer:
+        if b"-ERR" in answer or not (more := link.receive(CONNECT_S)):
+            link.close()
+            raise ValueError(answer.decode(errors="replace") or "the server closed the connection")
+        answer += more
+    return link
 
 
 def _line(connection: socket.socket) -> bytes:
