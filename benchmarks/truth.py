@@ -202,7 +202,7 @@ def _platform(sets: Path) -> Iterator[TruthSettings]:
     """Object store and MLflow, all that these steps need, over a root with every set that is there."""
     with tempfile.TemporaryDirectory(prefix="fieldloop-") as name:
         folder = Path(name)
-        _lay_out(folder / "root", sets)
+        lay_out(folder / "root", sets)
         values = Settings().model_dump() | {"data_dir": folder / "data", "folder": folder / "root"}
         settings = TruthSettings.model_validate(values)
         make_secrets(settings)
@@ -215,7 +215,7 @@ def _platform(sets: Path) -> Iterator[TruthSettings]:
             stop_stack(settings, platform.PLATFORM)
 
 
-def _lay_out(root: Path, sets: Path) -> None:
+def lay_out(root: Path, sets: Path) -> None:
     """Link recipes, profiles and sets together, and unpack what is packed."""
     (root / "expectations").mkdir(parents=True)
     (root / "datasets").mkdir()

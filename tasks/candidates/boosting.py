@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.recipe.candidates import Boosting
 from tasks.candidates.learner import Matrix, Problem, let_threads_sleep, row_weights
 from tasks.matrix import THREADS
@@ -74,9 +75,21 @@ def fit(candidate: Boosting, problem: Problem, features: Matrix, target: Matrix,
 
 
 def restore(data: bytes, problem: Problem) -> Boosted:
-    """Return the learner that `Boosted.dump` wrote."""
+    """Return the learner that `Boosted.dump` wrote.
+
+    Raises:
+        TrainingError: it is something else.
+    """
     model = _estimator(problem.classifies)(n_jobs=THREADS)
-    model.load_model(bytearray(data))
+    from xgboost.core import XGBoostError
+
+    try:
+        model.load_model(bytearray(data))
+    except (XGBoostError, TypeError, ValueError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise TrainingError(
+            f"native model {FILE}: expected JSON of XGBoost's own, got something else: {reason}"
+        ) from exc
     return Boosted(model, problem.classifies)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
@@ -102,14 +103,17 @@ def restore(data: bytes, problem: Problem) -> Fitted:
     """Return the learner that `Fitted.dump` wrote.
 
     Raises:
-        TrainingError: the file holds a type that is not on the allow-list.
+        TrainingError: the file holds a type that is not on the allow-list, or is of another kind.
     """
     import skops.io
 
-    unknown = sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES))
-    if unknown:
-        raise TrainingError(f"native model {FILE}: holds types that are not trusted: {', '.join(unknown)}")
-    return Fitted(skops.io.loads(data, trusted=list(TRUSTED_TYPES)), problem)
+    try:
+        unknown = sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES))
+        if unknown:
+            raise TrainingError(f"native model {FILE}: holds types that are not trusted: {', '.join(unknown)}")
+        return Fitted(skops.io.loads(data, trusted=list(TRUSTED_TYPES)), problem)
+    except (BadZipFile, KeyError, TypeError, ValueError) as exc:
+        raise TrainingError(f"native model {FILE}: expected an archive of skops, got something else: {exc}") from exc
 
 
 def medians() -> Any:

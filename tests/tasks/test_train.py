@@ -14,7 +14,7 @@ from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe import load_recipe
 from fieldloop.domain.release import decode_canary
 from fieldloop.domain.windows import WindowSpec
-from fieldloop.stores import registry
+from fieldloop.stores import objects, registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks import candidates
@@ -234,12 +234,17 @@ def test_run_says_how_sure_its_figures_are(
 def test_nothing_logged_is_a_pickle(
     settings: FarmSettings, trained: tuple[Training, list[CandidateResult]], tmp_path: Path
 ) -> None:
-    """What a run keeps is ONNX, JSON, skops and pictures."""
-    mlflow = registry.client(settings)
-    for result in trained[1]:
-        files = [file.path for folder in ("native", "release") for file in mlflow.list_artifacts(result.run_id, folder)]
-        assert files
-        assert all(Path(path).suffix in (".json", ".skops") for path in files)
+    """All that MLflow keeps of a run, the logged model among it, is text, ONNX, skops, Parquet and pictures."""
+    store, kept = objects.client(settings, "mlflow"), {".json", ".skops", ".onnx", ".parquet", ".png", ".yaml", ".txt"}
+    keys = objects.names(store, "mlflow", "")
+    mine = [key for key in keys if any(result.run_id in key for result in trained[1])]
+    assert len(mine) > 10 * len(trained[1])
+    models = [key for key in keys if key.endswith("/model.onnx")]
+    assert models
+    beside = [key for key in keys if any(key.startswith(model.removesuffix("model.onnx")) for model in models)]
+    for key in {*mine, *beside}:
+        assert Path(key).suffix in kept or Path(key).name == "MLmodel", key
+        assert not objects.get(store, "mlflow", key).startswith(b"\x80"), key  # how a binary pickle begins
 
 
 def test_best_candidate_closes_the_training(

@@ -1,0 +1,107 @@
+"""Lineage and rebuilding on the command line, on what the demonstration left."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fieldloop.cli.main import app
+from fieldloop.domain.errors import StoreError
+from fieldloop.domain.lineage import Lineage, Node
+from fieldloop.stores import registry
+from fieldloop.stores.lake import Lake
+from tasks import lineage as queries
+from tasks.lineage import lineage
+from tests.conftest import Looped
+
+MODEL = "turbine-power"
+DEVICES = {"R80711", "R80721", "R80736", "R80790"}
+
+
+def below(nodes: tuple[Node, ...], *kinds: str) -> list[Node]:
+    """All nodes of a path of kinds, from each of these down."""
+    found = [node for node in nodes if node.kind == kinds[0]]
+    return found if len(kinds) == 1 else [each for node in found for each in below(node.children, *kinds[1:])]
+
+
+@pytest.fixture(scope="module")
+def release(looped: Looped) -> str:
+    """Digest of the release that the targets run."""
+    return queries.Records(looped.settings, Lake(looped.settings)).releases[0].digest
+
+
+def test_from_a_release_back_to_its_devices(looped: Looped, release: str) -> None:
+    """Release, version, run, recipe, examples, readings, validation and devices, by the first digits of the digest."""
+    found = lineage(looped.settings, release[:8])
+    assert found.subject.name == release
+    (run,) = below(found.origins, "model version", "run")
+    assert below(run.children, "recipe")[0].name == MODEL
+    (examples,) = below(run.children, "examples")
+    assert {node.name for node in below(examples.children, "device")} == DEVICES
+    (readings,) = below(examples.children, "table version")
+    assert readings.name.startswith("readings@")
+    validations = below(examples.children, "validation")
+    assert validations
+    assert all("checks" in node.facts["passed"] for node in validations)
+    assert {node.name for node in below(found.uses, "target")} == {f"gw-{device}" for device in DEVICES}
+    assert below(found.uses, "rollout")[0].facts["phase"] == "completed"
+
+
+@pytest.mark.parametrize("start", ["readings", "windows", "device", "run", "version"])
+def test_from_data_to_the_targets_that_run_its_model(looped: Looped, release: str, start: str) -> None:
+    """Whatever stands at the beginning, the targets that now run the release are at the end."""
+    version = registry.named(looped.settings, f"{MODEL}@champion")
+    tables = {name: version.tags[f"lineage.{name}"].removeprefix("s3://lake/") for name in ("readings", "windows")}
+    things = {**tables, "device": "R80711", "run": version.run_id, "version": version.label}
+    found = lineage(looped.settings, things[start])
+    path = ("examples", "run", "model version", "release", "target")
+    kinds = path[{"device": 0, "run": 2, "version": 3}.get(start, 0) :]
+    assert {node.name for node in below(found.uses, *kinds)} == {f"gw-{device}" for device in DEVICES}
+
+
+def test_a_target_back_to_the_run(looped: Looped, release: str) -> None:
+    """What a target runs, and the run that made it."""
+    found = lineage(looped.settings, "gw-R80711")
+    assert found.subject.facts["runs"] == release
+    assert below(found.origins, "release", "model version", "run")
+
+
+def test_what_nothing_is_called(looped: Looped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kinds that there are are named, and so are the versions of a model, and things that are alike."""
+    with pytest.raises(StoreError, match=r"nothing recorded is called 'what'; expected a release .* a table version"):
+        lineage(looped.settings, "what")
+    with pytest.raises(StoreError, match=f"; model {MODEL} has the versions {MODEL}/1"):
+        lineage(looped.settings, MODEL)
+    with pytest.raises(StoreError, match="cannot be opened: there is no such version"):
+        lineage(looped.settings, "readings@99999")
+    device = "R80711"
+    monkeypatch.setattr(queries.Records, "targets", (device,))
+    with pytest.raises(StoreError, match=f"could be any of: device {device}, target {device}"):
+        lineage(looped.settings, device)
+
+
+def test_branches_are_bounded(looped: Looped, release: str) -> None:
+    """No more of them are shown than asked for; how many there are beside them is said."""
+    found = lineage(looped.settings, release, shown=2)
+    assert (len(found.uses), found.more_uses) == (2, 3)
+    (examples,) = below(found.origins, "model version", "run", "examples")
+    assert (len(below(examples.children, "device")), examples.more) == (2, 2)
+
+
+def test_command_line(looped: Looped, release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree for people, one object for programs; a model's list and origin; and the model made again."""
+    for name, value in looped.settings.environment().items():
+        monkeypatch.setenv(name, value)
+    assert f"device {'R80711'}" in said("lineage", release)
+    answer = json.loads(said("lineage", release, "--json"))
+    assert set(answer) == set(Lineage.__struct_fields__)
+    assert f"{MODEL}/1" in said("model", "list")
+    assert f"grid/{MODEL}@" in said("model", "show", f"{MODEL}@champion")
+    assert "same: turbine-power/1 has been made again bit for bit" in said("model", "rebuild", f"{MODEL}@champion")
+
+
+def said(*words: str) -> str:
+    """What a command that succeeds prints."""
+    result = CliRunner().invoke(app, words, catch_exceptions=False, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.output
