@@ -1,13 +1,13 @@
 """Ancestry: of which readings, of which devices, a recipe's windows were made; kept in table `examples` for lineage."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import polars as pl
 
 from fieldloop.stores.history import known_at
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import SCHEMAS, WRITES, Commit, Lake
 from tasks.examples import Versions
 
 TABLE = "examples"
@@ -72,6 +72,12 @@ class Ancestry:
     profiles: Mapping[str, str]
     validated: Mapping[str, Validated]
     past: Past | None
+
+
+def newest_whole(commits: Sequence[Commit]) -> int | None:
+    """Return the newest version of a grid or of windows, of these commits, that was not made as of a past moment."""
+    whole = (each.version for each in commits if each.operation in WRITES and "as_of" not in each.metadata)
+    return next(whole, None)
 
 
 def enter(lake: Lake, of: Ancestry, versions: Versions) -> None:

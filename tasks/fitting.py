@@ -40,6 +40,7 @@ class Materials:
         validation: [M] int64, windows that choose.
         train_features: float32 [N, F].
         validation_features: float32 [M, F].
+        canary: windows of those that judge that a release carries.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Materials:
     validation: NDArray[np.int64]
     train_features: Matrix
     validation_features: Matrix
+    canary: NDArray[np.int64]
 
     @property
     def problem(self) -> Problem:
@@ -81,7 +83,6 @@ class Fitted:
         test: [K] int64, windows that judge.
         predicted: float32 [K, P], by the graph.
         random_split: the metric that chooses as a small fit shows it on the recipe's split and on a random one.
-        canary: windows that a release carries.
         fit_s: seconds that the fits took.
     """
 
@@ -94,7 +95,6 @@ class Fitted:
     test: NDArray[np.int64]
     predicted: Matrix
     random_split: tuple[float, float]
-    canary: NDArray[np.int64]
     fit_s: float
 
     @property
@@ -127,7 +127,10 @@ def prepare(recipe: Recipe, found: Examples) -> Materials:
                 f"{recipe.name}: expected windows for {part}, got {found.counts()}: "
                 f"see `fieldloop recipe check {recipe.name}`, and change the recipe's split"
             )
-    return Materials(recipe, found, half, names, train, validation, features(found, train), features(found, validation))
+    test = found.chosen("test")
+    canary = test[spread_out(features(found, test), recipe.release.canary_rows)]
+    matrices = features(found, train), features(found, validation)
+    return Materials(recipe, found, half, names, train, validation, *matrices, canary)
 
 
 @fixed_threads()
@@ -156,7 +159,6 @@ def fit(candidate: Candidate, materials: Materials, seed: int) -> Fitted:
         test,
         apply(graph.SerializeToString(), found, test),
         random_split(candidate, materials, seed),
-        test[spread_out(features(found, test), recipe.release.canary_rows)],
         fit_s,
     )
 

@@ -109,14 +109,14 @@ class _Trees:
             return Lineage(subject, tuple(map(self._examples_origins, rows)), tuple(map(self._examples_uses, rows)))
         if table != "readings":
             return Lineage(subject, (), ())
-        rows = self.records.examples(pl.col("readings_version") == version).rows(named=True)
+        rows = self.records.examples(pl.col("readings_version") == self.records.holding(version)).rows(named=True)
         judged = self.records.lake.scan("checks").filter(pl.col("table_version") == version)
         runs = judged.select(pl.col("run_id").unique()).collect()["run_id"].to_list()
         uses = (*self._validations(runs), *map(self._examples_uses, rows))
         return Lineage(subject, (), uses)
 
     def device(self, name: str) -> Lineage:
-        """A device: what was judged of it, and what was learnt from it."""
+        """A device: what was judged of it, which releases have predicted for it, and what was learnt from it."""
         mine = pl.col("device") == name
         span = self.records.lake.scan("readings").filter(mine)
         counted = span.select(n=pl.len(), first=pl.col("event_time").min(), last=pl.col("event_time").max())
@@ -124,12 +124,21 @@ class _Trees:
         facts = {"profile": self.records.devices[name], "readings": f"{readings['n']:,}", **_span(readings)}
         judged = self.records.lake.scan("validations").filter(mine).sort("validated_at", descending=True)
         runs = judged.select("run_id").head(self._shown).collect()["run_id"].to_list()
-        uses = map(self._examples_uses, self.records.examples(mine).head(self._shown).rows(named=True))
-        return Lineage(Node("device", name, facts), tuple(self._validations(runs)), tuple(uses))
+        scored = [
+            Node("release", row["release"], {"predictions for it": f"{row['predictions']:,}", **_span(row)})
+            for row in self.records.scored(name).rows(named=True)
+        ]
+        learnt = map(self._examples_uses, self.records.examples(mine).head(self._shown).rows(named=True))
+        return Lineage(Node("device", name, facts), tuple(self._validations(runs)), (*scored, *learnt))
 
     def run(self, run_id: str) -> Lineage:
         """A candidate's run."""
         tags = registry.run_tags(self.records.settings, run_id)
+        if WINDOWS_VERSION not in tags:
+            above = tags.get("mlflow.parentRunId", "the run of its candidate")
+            raise StoreError(
+                f"MLflow run {run_id} is no candidate's but a trial, or not of a training: ask for {above}"
+            )
         return Lineage(_run(run_id, tags), self._run_origins(tags), self._run_uses(run_id))
 
     def version(self, version: ModelVersion) -> Lineage:
@@ -245,8 +254,8 @@ def _running(sighting: Sighting) -> str | None:
 
 def _examples(row: Mapping[str, Any]) -> Node:
     recipe = row["recipe"]
-    facts = {"grid": f"grid/{recipe}@{row['grid_version']}", "devices": f"{row['devices']:,}"}
-    facts |= {"windows": f"{row['windows']:,}", **_windows_span(row)}
+    facts = {"grid": f"grid/{recipe}@{row['grid_version']}", "of": f"readings@{row['readings_version']}"}
+    facts |= {"devices": f"{row['devices']:,}", "windows": f"{row['windows']:,}", **_windows_span(row)}
     if row["as_of"] is not None:
         facts["as of"] = f"{_moment(row['as_of'])}, what came late {'in' if row['late'] else 'out'}"
     return Node("examples", f"windows/{recipe}@{row['windows_version']}", facts)

@@ -17,6 +17,7 @@ from fieldloop.stores import compaction, registry
 from fieldloop.stores.compaction import LAYOUTS, Size
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from tasks.ancestry import newest_whole
 from tasks.runs import GRID_VERSION, WINDOWS_VERSION
 
 TABLES: Final = tuple(LAYOUTS)
@@ -62,7 +63,8 @@ def maintain_examples(keep_days: int) -> list[Maintained]:
 def clear_examples(settings: Settings, recipe: str, keep: timedelta) -> list[Maintained]:
     """Delete what only versions of a recipe's grid and windows need that are older than `keep` and made no model.
 
-    The versions that registered models were made from stay, however old, so that the models can be made again.
+    The versions that registered models were made from stay, however old, so that the models can be made again, and so
+    does the one that a training takes that names none.
 
     Raises:
         StoreError: the lake or MLflow do not answer; nothing is deleted then.
@@ -71,8 +73,9 @@ def clear_examples(settings: Settings, recipe: str, keep: timedelta) -> list[Mai
     done = []
     for table, tag in ((f"grid/{recipe}", GRID_VERSION), (f"windows/{recipe}", WINDOWS_VERSION)):
         before = compaction.size(lake, table)
-        there = {commit.version for commit in lake.commits(table)}
-        pinned = there & {int(version.tags[tag]) for version in made if tag in version.tags}
+        commits = lake.commits(table)
+        named = {newest_whole(commits), *(int(version.tags[tag]) for version in made if tag in version.tags)}
+        pinned = {commit.version for commit in commits} & named
         deleted = compaction.vacuum(lake, table, keep, pinned)
         done.append(Maintained(table, before, compaction.size(lake, table), 0, deleted))
     return [each for each in done if each.before.files]

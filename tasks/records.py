@@ -95,6 +95,12 @@ class Records:
         )
         return of_all.sort("made_at", descending=True).collect()
 
+    def holding(self, version: int) -> int | None:
+        """Return the first version of `readings`, from this one on, that examples were made of; it only grows."""
+        later = self.lake.scan("examples").filter(pl.col("readings_version") >= version)
+        found: int | None = later.select(pl.col("readings_version").min()).collect().item()
+        return found
+
     def devices_of(self, recipe: str, windows_version: int) -> pl.DataFrame:
         """Return table `examples` of one version of the windows: a row a device, those with most windows first."""
         made = pl.col("recipe") == recipe, pl.col("windows_version") == windows_version
@@ -107,6 +113,12 @@ class Records:
         reports = self.lake.scan("validations").filter(pl.col("run_id").is_in(runs)).group_by("run_id")
         places = reports.agg(pl.col("report_url").first(), at=pl.col("validated_at").max(), devices=pl.len())
         return places.join(judged, on="run_id", how="left").sort("at", descending=True).collect()
+
+    def scored(self, device: str) -> pl.DataFrame:
+        """Return which releases have predicted for a device, a row each: release, predictions, first, last."""
+        mine = self.lake.scan("predictions").filter(pl.col("device") == device).group_by("release")
+        time = pl.col("end_time")
+        return mine.agg(predictions=pl.len(), first=time.min(), last=time.max()).sort("last", descending=True).collect()
 
     def runs(self, recipe: str, tag: str, value: str) -> list[Trained]:
         """Return the candidates' runs of a recipe that bear a tag, the newest first."""

@@ -5,6 +5,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RUNTIME_PACKAGES: Final = ("numpy", "onnx", "onnxruntime")
+_UPLOADS: Final = 4  # files on their way to MLflow at once
 NATIVE: Final = "native"  # artifact folder of the model in its own library's format
 PREDICTIONS: Final = "evaluation/predictions.parquet"  # a row a window that chose or judged
 NOTES: Final = "fieldloop.notes"  # tag: what a person should know before believing the figures, a line each
@@ -111,8 +113,10 @@ def log_fitted(settings: Settings, fitted: Fitted, lake: Lake, versions: Version
         **{f"evaluation/{name}": table for name, table in evaluation.tables().items()},
         ORIGIN: msgspec.json.format(msgspec.json.encode(origin), indent=2),
     }
-    _log_files(mlflow, run_id, files, _pictures(fitted, unit))
-    _log_graph(settings, fitted, run_id)
+    with ThreadPoolExecutor(1) as beside:  # both mostly wait for MLflow
+        logged = beside.submit(_log_graph, settings, fitted, run_id)
+        _log_files(mlflow, run_id, files, _pictures(fitted, unit))
+        logged.result()
 
 
 def _figures(fitted: Fitted, evaluation: Evaluation) -> dict[str, float]:
@@ -196,7 +200,7 @@ def window_spec(recipe: Recipe, profiles: Mapping[str, Profile]) -> WindowSpec:
 
 def _canary(fitted: Fitted) -> bytes:
     """Held-out windows as JSON, null for NaN."""
-    windows = fitted.found.windows(fitted.canary)
+    windows = fitted.found.windows(fitted.materials.canary)
     return msgspec.json.encode({"inputs": windows.tolist()})
 
 
@@ -272,13 +276,21 @@ def _log_files(
     """Upload files and pictures, by path."""
     with tempfile.TemporaryDirectory(prefix="fieldloop-") as name:
         folder = Path(name)
-        for path in (*files, *pictures):
+        both = (*files, *pictures)
+        for path in both:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
         for path, data in files.items():
             (folder / path).write_bytes(data)
         for path, figure in pictures.items():
             figure.savefig(folder / path)
-        mlflow.log_artifacts(run_id, name)
+        with ThreadPoolExecutor(_UPLOADS) as pool:
+            for _ in pool.map(lambda path: mlflow.log_artifact(run_id, folder / path, _folder_of(path)), both):
+                pass
+
+
+def _folder_of(path: str) -> str | None:
+    """The artifact folder of a file; None at the top."""
+    return path.rpartition("/")[0] or None
 
 
 def log_values(
@@ -339,7 +351,7 @@ def _log_graph(settings: Settings, fitted: Fitted, run_id: str) -> None:
             fitted.graph,
             name=registry.GRAPH,
             signature=signature,
-            input_example={WINDOW: fitted.found.windows(fitted.canary[-1:])},
+            input_example={WINDOW: fitted.found.windows(fitted.materials.canary[-1:])},
             pip_requirements=[f"{package}=={version}" for package, version in runtime().items()],
             onnx_execution_providers=["CPUExecutionProvider"],
             save_as_external_data=False,

@@ -2,7 +2,8 @@
 
     pin table versions → open the parent run → search and fit each candidate (a child run each) → close the parent
 
-A candidate's task takes references and recomputes the features (seconds), so that it can run or be repeated anywhere.
+A candidate's task takes references and makes the features (seconds) unless its process has them, so that it can run or
+be repeated anywhere.
 What was trained before from the same content is not trained again: a run that was killed goes on where it was.
 """
 
@@ -10,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect import task
@@ -20,11 +22,12 @@ from fieldloop.domain.graph import feature_graph
 from fieldloop.domain.metrics import gain
 from fieldloop.domain.recipe import Candidate, Metric, Recipe, load_recipe
 from fieldloop.stores import registry
-from fieldloop.stores.lake import WRITES, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from tasks.ancestry import newest_whole
 from tasks.cluster import connected
 from tasks.examples import Versions, read
-from tasks.fitting import fit, prepare
+from tasks.fitting import Materials, fit, prepare
 from tasks.leaks import refuse_leaks
 from tasks.origin import packages
 from tasks.runs import (
@@ -213,8 +216,7 @@ def train_candidate(
     }
     run_id = mlflow.create_run(training.experiment_id, tags=tags, run_name=algorithm).info.run_id
     try:
-        materials = prepare(recipe, read(lake, recipe, training.versions))
-        refuse_leaks(materials.found)
+        materials = _materials(settings, recipe.name, recipe.digest, training.versions)
         trials = Trials(mlflow, training.experiment_id, run_id, content)
         found = search(candidate, materials, seed, trials, progress)
         log_fitted(settings, fit(found, materials, seed), lake, training.versions, run_id, seed)
@@ -233,6 +235,7 @@ def finish(settings: Settings, training: Training, results: Sequence[CandidateRe
     """
     if not results:
         raise TrainingError(f"{training.recipe}: expected at least one fitted candidate, got none")
+    _materials.cache_clear()
     recipe = load_recipe(settings.root, training.recipe)
     ranked = _ranked(results, recipe.promotion.metric)
     best = ranked[0]
@@ -299,10 +302,23 @@ def _pinned(lake: Lake, table: str, wanted: int | None) -> int:
         if wanted > newest:
             raise TrainingError(f"table {table}: expected a version up to {newest}, got {wanted}")
         return wanted
-    for commit in commits:
-        if commit.operation in WRITES and "as_of" not in commit.metadata:
-            return commit.version
-    raise TrainingError(f"table {table}: all versions were made as of a past moment: run `preprocess`, or name one")
+    whole = newest_whole(commits)
+    if whole is None:
+        raise TrainingError(f"table {table}: all versions were made as of a past moment: run `preprocess`, or name one")
+    return whole
+
+
+@lru_cache(maxsize=1)
+def _materials(settings: Settings, name: str, _digest_of_recipe: str, versions: Versions) -> Materials:
+    """Features and targets; the candidates that one process fits after each other share them.
+
+    Raises:
+        TrainingError: the tables cannot be trained from.
+    """
+    recipe = load_recipe(settings.root, name)
+    materials = prepare(recipe, read(Lake(settings), recipe, versions))
+    refuse_leaks(materials.found)
+    return materials
 
 
 def _candidate(recipe: Recipe, algorithm: str) -> Candidate:

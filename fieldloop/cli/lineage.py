@@ -1,6 +1,6 @@
 """`fieldloop lineage`: where a thing comes from and what came of it, as a tree or as JSON."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import typer
@@ -12,6 +12,8 @@ from fieldloop.stores.settings import Settings
 
 if TYPE_CHECKING:
     from fieldloop.domain.lineage import Node
+
+_WIDTH: Final = 250  # columns where no terminal says
 
 
 def lineage(
@@ -33,6 +35,8 @@ def lineage(
         typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
         return
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
     directions = (("came from", found.origins, found.more_origins), ("led to", found.uses, found.more_uses))
     for title, nodes, more in directions:
         tree = Tree(f"{_line(found.subject)}  [bold]{title}[/bold]{'' if nodes else ' nothing that is recorded'}")
@@ -40,7 +44,7 @@ def lineage(
             _grow(tree, node)
         if more:
             tree.add(f"{more:,} more; --rows shows them")
-        console.print(tree, soft_wrap=True)
+        console.print(tree)
 
 
 def _grow(tree: Tree, node: "Node") -> None:

@@ -47,6 +47,13 @@ def test_from_a_release_back_to_its_devices(looped: Looped, release: str) -> Non
     assert below(found.uses, "rollout")[0].facts["phase"] == "completed"
 
 
+def test_from_a_prediction_to_its_release(looped: Looped, release: str) -> None:
+    """A device knows the releases that predicted for it, and how often."""
+    (scored,) = below(lineage(looped.settings, "R80711").uses, "release")
+    assert scored.name == release
+    assert int(scored.facts["predictions for it"].replace(",", "")) > 1000
+
+
 @pytest.mark.parametrize("start", ["readings", "windows", "device", "run", "version"])
 def test_from_data_to_the_targets_that_run_its_model(looped: Looped, release: str, start: str) -> None:
     """Whatever stands at the beginning, the targets that now run the release are at the end."""
