@@ -235,7 +235,10 @@ def test_nothing_logged_is_a_pickle(
     settings: FarmSettings, trained: tuple[Training, list[CandidateResult]], tmp_path: Path
 ) -> None:
     """All that MLflow keeps of a run, the logged model among it, is text, ONNX, skops, Parquet and pictures."""
-    store, kept = objects.client(settings, "mlflow"), {".json", ".skops", ".onnx", ".parquet", ".png", ".yaml", ".txt"}
+    store, kept = (
+        objects.client(settings, "mlflow"),
+        {".csv", ".json", ".skops", ".onnx", ".parquet", ".png", ".yaml", ".txt"},
+    )
     keys = objects.names(store, "mlflow", "")
     mine = [key for key in keys if any(result.run_id in key for result in trained[1])]
     assert len(mine) > 10 * len(trained[1])
