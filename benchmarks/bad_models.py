@@ -170,12 +170,12 @@ async def _running(settings: Settings) -> dict[str, str | None]:
 
 
 def _enrol(settings: Settings) -> None:
-    enrol_targets(settings, TARGETS)
+    enrol_targets(settings, {target: {_device(target): PROFILE_NAME} for target in TARGETS})
     lake = Lake(settings)
     fleet.add_devices(lake, [_device(target) for target in TARGETS], PROFILE_NAME)
     fleet.add_targets(settings, lake, [fleet.Target(target, (_device(target),)) for target in TARGETS])
     for target in TARGETS:
-        path = releases.agent_config(settings, target, {_device(target): PROFILE_NAME})
+        path = settings.identity_folder("target", target) / "agent.json"
         config = decode_config(path.read_bytes(), str(path))
         quick = msgspec.structs.replace(config, heartbeat_s=HEARTBEAT_S, poll_s=2.0)
         path.write_bytes(msgspec.json.encode(quick))

@@ -155,7 +155,7 @@ class Gateway:
 
 def enrol(settings: Settings, target: str, devices: Sequence[str], **changes: Any) -> Gateway:
     """Enrol a target with devices of the benchmark's profile."""
-    enrol_targets(settings, [target])
+    enrol_targets(settings, {target: dict.fromkeys(devices, "bench")})
 
     async def add() -> None:
         async with broker.platform(settings) as (_, js):
@@ -165,7 +165,7 @@ def enrol(settings: Settings, target: str, devices: Sequence[str], **changes: An
             await js.add_consumer(broker.READINGS, ConsumerConfig(**{**made.__dict__, "ack_wait": wait_s}))
 
     asyncio.run(add())
-    path = releases.agent_config(settings, target, dict.fromkeys(devices, "bench"))
+    path = settings.identity_folder("target", target) / "agent.json"
     config = msgspec.structs.replace(decode_config(path.read_bytes(), str(path)), **changes)
     path.write_bytes(msgspec.json.encode(config))
     return Gateway(settings, target, devices, path)

@@ -16,6 +16,7 @@ from fieldloop.cli.demo import Demo, run_demo
 from fieldloop.stores.settings import Settings
 from infra.local import broker as broker_service
 from infra.local import platform as platform_services
+from infra.local import signer
 from infra.local import store as store_service
 from infra.local.authority import make_authority
 from infra.local.keys import make_secrets
@@ -120,9 +121,9 @@ def each_store(request: pytest.FixtureRequest, free_settings: Callable[..., Sett
 
 @pytest.fixture(scope="session")
 def nats(free_settings: Callable[..., Settings]) -> Iterator[Settings]:
-    """Start a broker alone, with the platform's streams in it."""
+    """Start a broker and its signer alone, with the platform's streams."""
     settings = free_settings()
-    _run(settings, broker_service.spec)
+    _run(settings, broker_service.spec, signer.spec)
     platform_services.prepare_broker(settings)
     yield settings
     stop_stack(settings, platform_services.PLATFORM)
@@ -136,10 +137,10 @@ def _store(settings: Settings) -> Iterator[Settings]:
     shutil.rmtree(settings.data_dir, ignore_errors=True)
 
 
-def _run(settings: Settings, spec: Callable[[Settings], Spec]) -> None:
+def _run(settings: Settings, *specs: Callable[[Settings], Spec]) -> None:
     make_secrets(settings)
     make_authority(settings)
-    start_stack(settings, platform_services.PLATFORM, [spec(settings)])
+    start_stack(settings, platform_services.PLATFORM, [spec(settings) for spec in specs])
 
 
 @pytest.fixture

@@ -22,14 +22,21 @@ def add(
     names: Annotated[list[str], typer.Argument(help="Names, as they stand in the devices' topics.")],
     profile: Annotated[str, typer.Option(help="Device profile: a file of expectations/profiles/ without its ending.")],
 ) -> None:
-    """Enrol devices: enter them into the fleet, make their certificates, let them publish."""
-    from fieldloop.cli.enrol import enrol_devices
+    """Let devices join: prints a token each for `fieldloop-agent enrol`, good once, for an hour.
 
-    settings = Settings()
-    enrol_devices(settings, names, profile)
+    Where a device cannot run that, enrol on another machine and put the folder's two files on the device.
+    """
+    from fieldloop.cli.enrol import admit_devices
+
+    tokens = admit_devices(Settings(), names, profile)
     for name in names:
-        folder = settings.certificate("device", name).cert.parent
-        typer.echo(f"{name}: devices/{name}/readings at {settings.mqtt_endpoint} with the certificate in {folder}")
+        if name not in tokens:
+            typer.echo(f"{name} has joined; `fieldloop device revoke {name}`, then `add`, gives a new token", err=True)
+    if tokens:
+        typer.echo("tokens, good once, for an hour: fieldloop-agent enrol --folder DIR", err=True)
+    for name, token in tokens.items():
+        typer.echo(f"for {name}:", err=True)
+        typer.echo(token)
 
 
 @app.command("list")
@@ -76,6 +83,15 @@ def show(name: Annotated[str, typer.Argument(help="The device's name.")]) -> Non
         typer.echo(_line(standing))
     for row in summary(lake, Choice(device=name)).iter_rows(named=True):
         typer.echo(f"  waits in quarantine: {row['messages']:,} messages, {row['reason']}")
+
+
+@app.command()
+def revoke(names: Names) -> None:
+    """Have the broker refuse devices from now on, and cut their connections; what they sent stays."""
+    from fieldloop.cli.enrol import revoke_devices
+
+    revoke_devices(Settings(), names)
+    typer.echo(f"revoked: {', '.join(names)}")
 
 
 @app.command()

@@ -27,13 +27,19 @@ def add_target(
     devices: Annotated[list[str], typer.Option("--device", help="A device whose readings it scores; repeatable.")],
     labels: Labels = None,
 ) -> None:
-    """Enrol an edge target: certificate, rights, its consumer, and the folder that its agent starts from."""
-    from fieldloop.cli.enrol import enrol_targets
+    """Let an edge target join: prints a token for `fieldloop-agent enrol` on the gateway, good once, for an hour.
+
+    A target that has joined keeps its certificate; its labels and devices are brought up to date.
+    """
+    from fieldloop.cli.enrol import admit_targets
     from fieldloop.stores.fleet import Target
 
-    settings = Settings()
-    enrol_targets(settings, [Target(name, tuple(devices), tuple(labels or ()))])
-    typer.echo(f"start its agent: fieldloop-agent --config {settings.data_dir / 'agents' / name / 'agent.json'}")
+    tokens = admit_targets(Settings(), [Target(name, tuple(devices), tuple(labels or ()))])
+    if name not in tokens:
+        typer.echo(f"{name} has joined; `fieldloop target revoke {name}`, then `add`, gives it a new token", err=True)
+    else:
+        typer.echo("a token, good once, for an hour; on the gateway: fieldloop-agent enrol --folder DIR", err=True)
+        typer.echo(tokens[name])
 
 
 @app.command("list")
@@ -64,12 +70,23 @@ def list_targets(
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="The gateway's name.")]) -> None:
-    """Show all that is known of one target: what it is asked for and its last report, as JSON."""
-    asked, heard = asyncio.run(_states(Settings(), [name]))
+    """Show all that is known of one target, as JSON: labels, devices, certificate, what it is asked for, last report.
+
+    What it is, its hardware, versions and free space, stands in the report's inventory.
+    """
+    from fieldloop.stores import fleet
+    from fieldloop.stores.lake import Lake
+
+    settings = Settings()
+    target = next((target for target in fleet.targets(Lake(settings)) if target.name == name), None)
+    asked, heard = asyncio.run(_states(settings, [name]))
     seen = heard.sightings
-    if not {name} & (asked.keys() | seen.keys() | heard.unusable.keys()):
-        raise ServiceError(f"target {name!r} was never asked for anything and has never reported")
+    if target is None and not {name} & (asked.keys() | seen.keys() | heard.unusable.keys()):
+        raise ServiceError(f"no such target: {name}; `fieldloop target list` shows those there are")
     known = {
+        "labels": target.labels if target else None,
+        "devices": target.devices if target else None,
+        "identity": _identity(settings, name),
         "asked": asked.get(name),
         "last_report": _age(seen.get(name)),
         "unusable": heard.unusable.get(name),
@@ -79,14 +96,41 @@ def show(name: Annotated[str, typer.Argument(help="The gateway's name.")]) -> No
 
 
 @app.command()
+def revoke(
+    names: Annotated[list[str], typer.Argument(help="Gateways that were lost, stolen or replaced.")],
+) -> None:
+    """Have the broker refuse targets from now on, and cut their connections; `add` gives one that stays a new token."""
+    from fieldloop.cli.enrol import revoke_targets
+
+    revoke_targets(Settings(), names)
+    typer.echo(f"revoked: {', '.join(names)}")
+
+
+@app.command()
 def remove(
     names: Annotated[list[str], typer.Argument(help="Gateways that are no longer to run anything.")],
 ) -> None:
-    """Take targets out of the fleet: their certificates are refused from now on, and nothing is asked of them."""
+    """Take targets out of the fleet: they are revoked, and nothing is asked of them."""
     from fieldloop.cli.enrol import remove_targets
 
     remove_targets(Settings(), names)
     typer.echo(f"removed: {', '.join(names)}")
+
+
+def _identity(settings: Settings, name: str) -> str:
+    """Say in words how a target stands with the broker."""
+    from infra.local import roster
+
+    member, issued = roster.member(settings, "target", name), roster.issued(settings, "target", name)
+    if member is None:
+        return "none: not added, or revoked"
+    if issued is not None and roster.joined(settings, "target", name):
+        return f"certificate {issued.serial}, good until {_moment(issued.until_us)}"
+    return f"not joined; its token is good until {_moment(member.token_until_us)}"
+
+
+def _moment(at_us: int) -> str:
+    return f"{datetime.fromtimestamp(at_us / 1e6, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 async def _states(settings: Settings, names: list[str]) -> tuple[dict[str, Desired], rollouts.Heard]:

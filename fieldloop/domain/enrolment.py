@@ -1,4 +1,4 @@
-"""What an edge agent is told when it is enrolled: who it is, which devices it scores, where its files are."""
+"""What an edge agent's `agent.json` says: who it is, which devices it scores, where its files are."""
 
 from typing import Final
 
@@ -32,8 +32,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         target: the edge target's name, as in its certificate.
         devices: profile name by device.
         broker: URL, for instance `tls://127.0.0.1:4222`.
-        cert: PEM certificate of the target.
-        key: its private key.
+        identity: PEM file with the target's private key and certificate.
         ca: the authority that signed the broker's certificate.
         trusted_root: TUF root metadata that came with enrolment.
         state: folder for releases and stream state.
@@ -52,8 +51,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str
     devices: dict[str, str]
     broker: str
-    cert: str
-    key: str
+    identity: str
     ca: str
     trusted_root: str
     state: str

@@ -9,6 +9,7 @@ FieldloopError
 ├── ReleaseError       a release that cannot be built, verified or proved
 │   └── OvertakenError a rollout that somebody else has ended
 ├── SourceError        a file, table or service that is not what a source's declaration says
+├── EnrolmentError     a token, certificate or request for one that is refused
 ├── StoreError         a table, object, version or stream that is missing or refuses
 └── ServiceError       a service that does not start, answer or stop
 """
@@ -48,6 +49,10 @@ class OvertakenError(ReleaseError):
 
 class SourceError(FieldloopError):
     """A file, table or service that is not what its source's declaration says; the message says where."""
+
+
+class EnrolmentError(FieldloopError):
+    """A token, a certificate or a request for one that cannot be used; the message says what to do."""
 
 
 class StoreError(FieldloopError):

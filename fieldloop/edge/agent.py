@@ -21,6 +21,7 @@ from fieldloop.edge.feed import Feed
 from fieldloop.edge.health import Endpoint
 from fieldloop.edge.link import Link
 from fieldloop.edge.reconcile import Reconciler
+from fieldloop.edge.renewal import Renewal, client_context
 from fieldloop.edge.report import Reporter
 from fieldloop.edge.scorer import Scorer
 from fieldloop.edge.scoring import Scoring
@@ -37,7 +38,8 @@ logger = logging.getLogger(__name__)
 class Agent:
     """One edge target's agent; `run` until stopped."""
 
-    def __init__(self, config: AgentConfig, folder: Path) -> None:
+    def __init__(self, config: AgentConfig, path: Path) -> None:
+        folder = path.parent
         state = folder / config.state
         self._config = config
         self._folder = folder
@@ -49,7 +51,8 @@ class Agent:
         scorer = Scorer(config.target, config.devices)
         self._scoring = Scoring(config.target, scorer, self._serving, spool, self._sender, state)
         self._scoring.watch = self._reconciler.watch
-        self._reporter = Reporter(config, state, self._serving, slots, spool, self._reconciler)
+        self._renewal = Renewal(config, path)
+        self._reporter = Reporter(config, state, self._serving, slots, spool, self._reconciler, self._renewal)
         self._endpoint = Endpoint(self._reporter.report, lambda: self._link is not None)
         self._link: Link | None = None
 
@@ -83,7 +86,7 @@ class Agent:
         """Connect to the platform and work with it until the connection ends."""
         config = self._config
         connecting = asyncio.ensure_future(
-            nats.connect(config.broker, config.target, f"_INBOX.{config.target}", _tls(self._folder, config))
+            nats.connect(config.broker, config.target, nats.own_inbox(config.target), self._tls())
         )
         await _first(connecting, asyncio.ensure_future(stop.wait()))
         if connecting.cancelled() or not connecting.done():
@@ -93,7 +96,11 @@ class Agent:
         self._link = link
         self._reconciler.changed.set()
         link.at_end(lambda: setattr(self, "_link", None))
-        loops = [asyncio.create_task(self._reconciler.run(link)), asyncio.create_task(self._reporter.run(link))]
+        loops = [
+            asyncio.create_task(self._reconciler.run(link)),
+            asyncio.create_task(self._reporter.run(link)),
+            asyncio.create_task(self._renewal.run(link, self._reconciler.changed)),
+        ]
         try:
             await self._sender.attach(link)
             await self._work(link, stop)
@@ -105,6 +112,13 @@ class Agent:
             await asyncio.gather(*loops, return_exceptions=True)
             self._sender.detach()
             link.close()
+
+    def _tls(self) -> ssl.SSLContext:
+        """Return the certificate as it is now: it may have been renewed."""
+        try:
+            return client_context(self._folder / self._config.identity, self._folder / self._config.ca)
+        except OSError as exc:
+            raise ServiceError(f"{self._folder / self._config.identity} cannot be used: {exc}") from exc
 
     async def _work(self, link: Link, stop: asyncio.Event) -> None:
         """Score what the platform's stream brings, or just send what is spooled."""
@@ -125,14 +139,6 @@ class Agent:
             await self._scoring.run(source, stop)
         finally:
             source.end()
-
-
-def _tls(folder: Path, config: AgentConfig) -> ssl.SSLContext:
-    """Trust the install's own authority alone, and show the target's certificate."""
-    context = ssl.create_default_context(cafile=str(folder / config.ca))
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(folder / config.cert, folder / config.key)
-    return context
 
 
 async def _first(*works: asyncio.Future[Any]) -> None:

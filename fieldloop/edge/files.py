@@ -90,6 +90,17 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file as `write_atomic` does, by one that its owner alone may read."""
+    beside = path.with_name(f".{path.name}.new")
+    remove(beside)
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+    sync(beside)
+    rename(beside, path)
+    sync_folder(path.parent)
+
+
 def read_or_none(path: Path) -> bytes | None:
     """Return a file's bytes, None where there is none."""
     try:

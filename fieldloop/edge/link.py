@@ -7,6 +7,7 @@ A connection that breaks is not mended: `closed` says so, and the agent opens an
 import asyncio
 import itertools
 import logging
+import secrets
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -291,6 +292,11 @@ async def connect(
         link.close("no consent")
         raise
     return link
+
+
+def own_inbox(name: str) -> str:
+    """Return a subject for a connection's answers that none of its peers can guess: who could, could forge answers."""
+    return f"_INBOX.{name}.{secrets.token_hex(8)}"
 
 
 def _retrieve(done: asyncio.Future[Any]) -> None:

@@ -6,6 +6,8 @@ import os
 import platform
 import time
 from contextlib import suppress
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,7 @@ from fieldloop.domain.rollout import Inventory, Reported
 from fieldloop.edge.bucket import REQUEST_S
 from fieldloop.edge.link import Link
 from fieldloop.edge.reconcile import Reconciler
+from fieldloop.edge.renewal import Renewal
 from fieldloop.edge.serving import Serving
 from fieldloop.edge.slots import Slots
 from fieldloop.edge.spool import Spool
@@ -32,7 +35,14 @@ class Reporter:
     """Sends a report when there is news, and at every heartbeat."""
 
     def __init__(
-        self, config: AgentConfig, state: Path, serving: Serving, slots: Slots, spool: Spool, reconciler: Reconciler
+        self,
+        config: AgentConfig,
+        state: Path,
+        serving: Serving,
+        slots: Slots,
+        spool: Spool,
+        reconciler: Reconciler,
+        renewal: Renewal,
     ) -> None:
         self._config = config
         self._state = state
@@ -40,6 +50,7 @@ class Reporter:
         self._slots = slots
         self._spool = spool
         self._reconciler = reconciler
+        self._renewal = renewal
 
     async def run(self, link: Link) -> None:
         """Report over one connection, until it ends."""
@@ -80,6 +91,7 @@ class Reporter:
             reverted=slots.reverted,
             spool=self._spool.state(),
             inputs=serving.inputs(),
+            certificate=self._renewal.state(),
             answers_us=attempt.desired.issued_us if attempt.desired else 0,
         )
 
@@ -90,9 +102,32 @@ def inventory(folder: Path) -> Inventory:
     system = os.uname()
     return Inventory(
         machine=system.machine,
+        hardware=_hardware(),
         system=f"{system.sysname} {system.release}",
+        distribution=_distribution(),
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         free_bytes=free.f_bavail * free.f_frsize,
-        versions={"python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "numpy": np.__version__},
+        versions={
+            "fieldloop": metadata.version("fieldloop"),
+            "python": platform.python_version(),
+            "onnxruntime": onnxruntime.__version__,
+            "numpy": np.__version__,
+        },
     )
+
+
+@cache
+def _hardware() -> str:
+    """Return the name of the board or machine: from its device tree, or from its firmware's tables."""
+    for path in ("/proc/device-tree/model", "/sys/class/dmi/id/product_name"):
+        with suppress(OSError):
+            return Path(path).read_text(errors="replace").strip("\0\n ")
+    return ""
+
+
+@cache
+def _distribution() -> str:
+    with suppress(OSError):
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    return ""

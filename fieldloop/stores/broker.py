@@ -34,8 +34,8 @@ CONNECT_TIMEOUT_S = 5
 RECONNECTS = 10
 
 
-async def connect(settings: Settings, certificate: Certificate, name: str) -> Client:
-    """Return a connection to the broker as the identity of this certificate.
+async def connect(settings: Settings, certificate: Certificate, name: str, reconnects: int = RECONNECTS) -> Client:
+    """Return a connection to the broker as the identity of this certificate; -1 `reconnects` for ever.
 
     Raises:
         StoreError: the broker does not answer, or refuses the certificate.
@@ -48,7 +48,7 @@ async def connect(settings: Settings, certificate: Certificate, name: str) -> Cl
             tls=context,
             name=name,
             connect_timeout=CONNECT_TIMEOUT_S,
-            max_reconnect_attempts=RECONNECTS,
+            max_reconnect_attempts=reconnects,
             allow_reconnect=True,
             error_cb=_quiet,
         )

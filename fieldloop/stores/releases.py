@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import msgspec
-
-from fieldloop.domain.enrolment import AgentConfig
 from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.release import MANIFEST, File, Manifest, Release, decode_manifest, release_folder
 from fieldloop.stores import mirror, objects
@@ -116,33 +113,6 @@ def trusted_root(settings: Settings) -> bytes:
     """Return the root metadata that agents are given at enrolment; the install's keys are made where there are none."""
     with _locked(settings):
         return _trust(settings, Keys(settings)).root.to_bytes()
-
-
-def agent_config(settings: Settings, target: str, devices: Mapping[str, str]) -> Path:
-    """Write the folder with which a target's agent starts (its certificate must be enrolled) and return `agent.json`.
-
-    Args:
-        settings: the installation.
-        target: the edge target's name.
-        devices: profile name by device.
-    """
-    folder = settings.data_dir / "agents" / target
-    private_folder(folder)
-    certificate = settings.certificate("target", target)
-    config = AgentConfig(
-        target=target,
-        devices=dict(devices),
-        broker=settings.nats_endpoint,
-        cert=os.path.relpath(certificate.cert, folder),
-        key=os.path.relpath(certificate.key, folder),
-        ca=os.path.relpath(certificate.ca, folder),
-        trusted_root="root.json",
-        state="state",
-    )
-    write_private(folder / config.trusted_root, trusted_root(settings))
-    path = folder / "agent.json"
-    write_private(path, msgspec.json.format(msgspec.json.encode(config), indent=2))
-    return path
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from fieldloop.domain.errors import ServiceError
 
 Bucket = Literal["inbox", "lake", "mlflow", "releases", "reports"]
 StoreIdentity = Literal["admin", "inbox", "lake", "mlflow", "releases", "reports"]
-CertificateKind = Literal["platform", "device", "target"]
+CertificateKind = Literal["platform", "authority", "device", "target"]
 StoreKind = Literal["auto", "minio", "seaweedfs"]
 
 SLOTS = 16  # into which the devices' messages are hashed, for ever; so many partitions are possible
@@ -56,6 +56,7 @@ class Settings(BaseSettings):
         host: address that the embedded services bind to.
         store: which object store `up` starts; `auto` takes MinIO where its binary is found, else SeaweedFS.
         minio: the MinIO binary, where it is neither on `PATH` nor in the user's cache folder.
+        certificate_days: how long an edge target's certificate is good; it is renewed at two thirds.
         partitions: parts of the devices' stream that one acquisition drains at a time, each in a process of its own; a
             single one is drained in the run's process. Each reads, decodes and commits at the same time, on two cores.
         store_port: S3 port.
@@ -81,6 +82,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     store: StoreKind = "auto"
     minio: Path | None = None
+    certificate_days: float = Field(default=90.0, gt=0, le=825)
     partitions: int = Field(default_factory=lambda: min(SLOTS, max(1, (os.cpu_count() or 1) // 2)), ge=1, le=SLOTS)
     store_port: int = Field(default=9000, ge=1, le=65535)
     nats_port: int = Field(default=4222, ge=1, le=65535)
@@ -175,9 +177,18 @@ class Settings(BaseSettings):
             ) from exc
 
     def certificate(self, kind: CertificateKind, name: str) -> Certificate:
-        """Return the paths of a broker identity's certificate; they need not exist yet."""
-        folder = self.data_dir / "pki" / kind / name
-        return Certificate(folder / "cert.pem", folder / "key.pem", self.data_dir / "pki" / "ca.pem")
+        """Return the paths of a broker identity's certificate on this machine; they need not exist.
+
+        Key and certificate of those who enrol, devices and targets, are one file.
+        """
+        folder, ca = self.identity_folder(kind, name), self.data_dir / "pki" / "ca.pem"
+        if kind in ("device", "target"):
+            return Certificate(folder / "identity.pem", folder / "identity.pem", ca)
+        return Certificate(folder / "cert.pem", folder / "key.pem", ca)
+
+    def identity_folder(self, kind: CertificateKind, name: str) -> Path:
+        """Return the folder of a broker identity on this machine; a target's is its agent's."""
+        return self.data_dir / ("agents" if kind == "target" else f"pki/{kind}") / name
 
     def environment(self) -> dict[str, str]:
         """Return the `FIELDLOOP_*` variables with which a child process reads these same settings."""

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from fieldloop.domain.errors import ServiceError
 from fieldloop.stores.settings import Settings
-from infra.local import broker, servers, store
+from infra.local import broker, servers, signer, store
 from infra.local.authority import make_authority
 from infra.local.keys import make_secrets
 from infra.local.stack import Report, Spec, stack_status, start_stack, stop_stack
@@ -75,7 +75,7 @@ def down(settings: Settings) -> bool:
 def status(settings: Settings) -> PlatformStatus:
     """Look at every service: its supervisor's word, and whether it answers now."""
     state = stack_status(settings, PLATFORM)
-    services = [_embedded(settings, name) for name in ("store", "nats", "prefect", "mlflow", "worker")]
+    services = [_embedded(settings, name) for name in ("store", "nats", "signer", "prefect", "mlflow", "worker")]
     found = tuple(service for service in services if service is not None)
     outside = tuple(_look(name, url) for name, url in _outside(settings).items())
     if state is None:
@@ -92,6 +92,7 @@ def specs(settings: Settings) -> tuple[Spec, ...]:
     wanted: list[tuple[str | None, Callable[[Settings], Spec]]] = [
         (settings.store_url, store.spec),
         (settings.nats_url, broker.spec),
+        (settings.nats_url, signer.spec),
         (settings.prefect_url, servers.prefect_spec),
         (settings.mlflow_url, servers.mlflow_spec),
         (None, servers.worker_spec),

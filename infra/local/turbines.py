@@ -47,7 +47,7 @@ class Broker:
     Attributes:
         host: the MQTT listener's host.
         port: its TLS port.
-        certificates: folder with `<device>/cert.pem` and `<device>/key.pem`.
+        certificates: folder with `<device>/identity.pem`, certificate and key.
         authority: the CA that signed the broker's certificate.
     """
 
@@ -321,11 +321,11 @@ def _publish(fleet: Fleet, messages: pl.DataFrame, rate: float | None, began: fl
 def _client(broker: Broker, device: str) -> mqtt.Client:
     """Return one device's client with its TLS identity."""
     folder = broker.certificates / device
-    for file in (folder / "cert.pem", folder / "key.pem", broker.authority):
+    for file in (folder / "identity.pem", broker.authority):
         if not file.is_file():
             raise ReplayError(f"{device}: no file {file}; enrol the device first")
     context = ssl.create_default_context(cafile=str(broker.authority))
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    context.load_cert_chain(folder / "identity.pem")
     client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=device, protocol=mqtt.MQTTv311)
     client.tls_set_context(context)
     client.reconnect_delay_set(1, RECONNECT_MAX_S)
@@ -359,7 +359,7 @@ def _parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(prog="turbines", description="Replay La Haute Borne as simulated wind turbines.")
     parser.add_argument("--devices", required=True, type=lambda text: text.split(","), help="names, comma separated")
-    parser.add_argument("--certificates", required=True, type=Path, help="folder of <device>/{cert,key}.pem")
+    parser.add_argument("--certificates", required=True, type=Path, help="folder of <device>/identity.pem")
     parser.add_argument("--ca", type=Path, help="the broker's CA; default ca.pem beside the certificates' folder")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8883)

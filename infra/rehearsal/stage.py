@@ -22,7 +22,7 @@ from fieldloop.stores import fleet
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.releases import Published
 from fieldloop.stores.settings import Settings
-from infra.local import broker, store
+from infra.local import broker, signer, store
 from infra.local.authority import make_authority
 from infra.local.keys import make_secrets
 from infra.local.platform import PLATFORM, prepare_broker
@@ -77,7 +77,7 @@ def stage(further: Mapping[str, Any], specs: Sequence[Any] = ()) -> Iterator[Set
     try:
         make_secrets(settings)
         make_authority(settings)
-        start_stack(settings, PLATFORM, [make(settings) for make in (store.spec, broker.spec, *specs)])
+        start_stack(settings, PLATFORM, [make(settings) for make in (store.spec, broker.spec, signer.spec, *specs)])
         store.prepare(settings)
         prepare_broker(settings)
         yield settings

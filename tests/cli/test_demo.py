@@ -66,7 +66,8 @@ def test_no_secret_is_in_any_log_or_artifact(looped: Looped) -> None:
     """Store keys, encryption keys and private keys appear in no log, no Prefect log or artifact, no object."""
     settings = looped.settings
     secrets = [settings.store_credentials(identity).secret_key for identity in STORE_IDENTITIES]
-    secrets += [_body(path.read_text()) for path in settings.data_dir.glob("pki/**/key.pem")]
+    secrets += [_body(path.read_text()) for path in settings.data_dir.glob("pki/**/*key.pem")]
+    secrets += [_body(path.read_text()) for path in settings.data_dir.glob("**/identity.pem")]
     secrets += [_body(path.read_text()) for path in settings.secrets.glob("tuf/*.pem")]
     secrets += [path.read_text().strip().partition(":")[2] for path in settings.secrets.glob("*kms*")]
     assert len(secrets) > 18
@@ -79,7 +80,7 @@ def test_no_secret_is_in_any_log_or_artifact(looped: Looped) -> None:
 
 def _body(pem: str) -> str:
     """Return the longest line of a key."""
-    return max(pem.splitlines(), key=len)
+    return max(pem[pem.index("-----BEGIN") :].splitlines(), key=len)
 
 
 def _texts(settings: Settings) -> Iterator[tuple[str, bytes]]:

@@ -22,7 +22,7 @@ from infra.local.guardian import MARK, marked
 from infra.local.stack import stack_status
 
 PROGRAM = str(Path(sys.executable).with_name("fieldloop"))
-SERVICES = ("store", "nats", "prefect", "mlflow", "worker")
+SERVICES = ("store", "nats", "signer", "prefect", "mlflow", "worker")
 DEADLINE_S = 60.0
 
 

@@ -248,9 +248,9 @@ class Gateway:
 def enrol(settings: Settings, target: str) -> Gateway:
     """Give a target its certificate, its consumer and its configuration."""
     device = f"dev-{target}"
-    enrol_targets(settings, [target])
+    enrol_targets(settings, {target: {device: "toy"}})
     asyncio.run(_consumer(settings, target, device))
-    path = releases.agent_config(settings, target, {device: "toy"})
+    path = settings.identity_folder("target", target) / "agent.json"
     config = decode_config(path.read_bytes(), str(path))
     quick = msgspec.structs.replace(config, redelivery_s=REDELIVERY_S, heartbeat_s=0.5, poll_s=1.0)
     path.write_bytes(msgspec.json.encode(quick))

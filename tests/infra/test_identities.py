@@ -17,9 +17,10 @@ from paho.mqtt.enums import CallbackAPIVersion
 from fieldloop.domain.errors import ServiceError
 from fieldloop.stores import broker
 from fieldloop.stores.settings import Certificate, Settings
-from infra.local.authority import make_authority, make_certificate
+from infra.local.authority import make_authority
 from infra.local.identities import enrol_devices, enrol_targets, users_file
 from infra.local.keys import make_secrets
+from tests.infra.strangers import forge
 
 WAIT_S = 10.0
 
@@ -28,7 +29,7 @@ WAIT_S = 10.0
 def enrolled(nats: Settings) -> Settings:
     """A broker that knows two devices and two targets."""
     enrol_devices(nats, ["R80711", "R80721"])
-    enrol_targets(nats, ["gate-1", "gate-2"])
+    enrol_targets(nats, {"gate-1": {}, "gate-2": {}})
     return nats
 
 
@@ -79,7 +80,7 @@ def test_a_device_with_a_certificate_of_another_authority_is_refused(
     other = free_settings()
     make_secrets(other)
     make_authority(other)
-    forged = make_certificate(other, "device", "R80711")
+    forged = forge(other, "device", "R80711")
     before = _total(enrolled)
     ca = enrolled.certificate("device", "R80711").ca
     with pytest.raises(OSError, match=r"(?i)ssl|reset|closed|certificate|pipe|EOF"):
@@ -164,12 +165,9 @@ def test_an_agent_hears_nothing_else(enrolled: Settings, subject: str) -> None:
 
 def test_a_certificate_that_is_not_enrolled_is_refused(enrolled: Settings) -> None:
     """The authority's signature alone opens nothing."""
-    stranger = make_certificate(enrolled, "target", "stranger")
+    stranger = forge(enrolled, "target", "stranger")
     with pytest.raises(nats.errors.Error):
         asyncio.run(_connected(enrolled, stranger, _nothing))
-    for path in (stranger.cert, stranger.key):
-        path.unlink()
-    stranger.cert.parent.rmdir()
 
 
 def test_a_certificate_of_another_authority_is_refused(
@@ -179,7 +177,7 @@ def test_a_certificate_of_another_authority_is_refused(
     other = free_settings()
     make_secrets(other)
     make_authority(other)
-    forged = make_certificate(other, "target", "gate-1")
+    forged = forge(other, "target", "gate-1")
     with pytest.raises((nats.errors.Error, OSError)):
         asyncio.run(
             _connected(enrolled, Certificate(forged.cert, forged.key, enrolled.certificate("target", "x").ca), _nothing)
@@ -197,7 +195,7 @@ def test_enrolling_again_changes_nothing(enrolled: Settings) -> None:
     """Keys, certificates and users stay as they are."""
     before = _contents(enrolled)
     enrol_devices(enrolled, ["R80711"])
-    enrol_targets(enrolled, ["gate-1", "gate-2"])
+    enrol_targets(enrolled, {"gate-1": {}, "gate-2": {}})
     assert _contents(enrolled) == before
 
 

@@ -20,10 +20,13 @@ from fieldloop.stores import broker as broker_store
 from fieldloop.stores.settings import Settings
 from infra.local import broker as broker_service
 from infra.local import platform as platform_services
-from infra.local.authority import make_authority, make_certificate
+from infra.local import signer
+from infra.local.authority import make_authority
 from infra.local.identities import enrol_devices
+from infra.local.stack import start_stack, stop_stack
 from infra.local.supervisor import answers
 from infra.local.turbines import Broker, ReplayError, payloads, replay, source, source_readings
+from tests.infra.strangers import forge
 
 DEVICES = ["R80711", "R80721", "R80736", "R80790"]
 START = datetime(2014, 1, 1, tzinfo=UTC)
@@ -102,14 +105,13 @@ def test_a_device_without_certificate_is_told_which_file_is_missing(nats: Settin
         [sys.executable, "-m", "infra.local.turbines", *arguments], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert (
-        done.stderr.strip() == f"turbines: R80711: no file {tmp_path / 'R80711' / 'cert.pem'}; enrol the device first"
-    )
+    missing = tmp_path / "R80711" / "identity.pem"
+    assert done.stderr.strip() == f"turbines: R80711: no file {missing}; enrol the device first"
 
 
 def test_a_device_that_is_not_enrolled_is_refused_with_the_brokers_reason(nats: Settings, tmp_path: Path) -> None:
     """A certificate of the right authority whose name the broker does not know ends the replay before it starts."""
-    stranger = make_certificate(nats, "device", "stranger").cert.parent
+    stranger = forge(nats, "device", "stranger").cert.parent
     (tmp_path / "R80711").symlink_to(stranger)
     endpoint = Broker(nats.host, nats.mqtt_port, tmp_path, nats.certificate("device", "stranger").ca)
     with pytest.raises(ReplayError, match=r"R80711: the broker refuses it: .*is the certificate in .* enrolled"):
@@ -126,7 +128,9 @@ def test_turbines_go_on_after_the_broker_was_killed(free_settings: Callable[...,
     """Five months of two turbines lose nothing when the broker is killed with -9 in the middle and started again."""
     settings = free_settings()
     make_authority(settings)
+    start_stack(settings, platform_services.PLATFORM, [broker_service.spec(settings), signer.spec(settings)])
     enrol_devices(settings, DEVICES[:2])
+    stop_stack(settings, platform_services.PLATFORM)
     argv = broker_service.spec(settings).argv
     with _process(argv, settings) as first:
         platform_services.prepare_broker(settings)

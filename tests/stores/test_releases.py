@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tuf.api.metadata import Metadata, Targets
 
-from fieldloop.domain.enrolment import decode_config
 from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.release import CHUNK_BYTES, File, Manifest, Release, encode_manifest
 from fieldloop.domain.windows import WindowSpec
@@ -119,16 +118,6 @@ def test_offline_keys_lie_apart_and_encrypted(install: Settings) -> None:
     assert not names & set(OFFLINE)
     for path in install.offline_keys.glob("*.pem"):
         assert b"ENCRYPTED" in path.read_bytes()
-
-
-def test_an_agents_folder_is_complete_and_private(install: Settings) -> None:
-    """Everything the agent needs but its certificate, and the root of trust as it was at enrolment."""
-    path = releases.agent_config(install, "gw-folder", {"R1": "toy"})
-    config = decode_config(path.read_bytes(), str(path))
-    assert (config.target, config.devices, config.broker) == ("gw-folder", {"R1": "toy"}, install.nats_endpoint)
-    assert (path.parent / config.ca).resolve() == (install.data_dir / "pki" / "ca.pem").resolve()
-    assert (path.parent / config.trusted_root).read_bytes() == releases.trusted_root(install)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def _objects(settings: Settings) -> dict[str, str | None]:

@@ -2,6 +2,7 @@
 
 from fieldloop.domain.rollout.protocol import (
     NOTHING,
+    Certified,
     Desired,
     Gap,
     Inventory,
@@ -17,6 +18,7 @@ from fieldloop.domain.rollout.standing import Clock, Sighting, Standing, State, 
 
 __all__ = [
     "NOTHING",
+    "Certified",
     "Clock",
     "Desired",
     "Gap",

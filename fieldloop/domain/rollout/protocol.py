@@ -58,7 +58,9 @@ class Inventory(msgspec.Struct, frozen=True):
 
     Attributes:
         machine: architecture, for instance `aarch64`.
+        hardware: name of the board or machine; empty where it does not say.
         system: kernel and its release.
+        distribution: name and version of the operating system; empty where it does not say.
         cores: how many the agent may use.
         memory_bytes: of the machine.
         free_bytes: left on the disk that keeps releases.
@@ -66,7 +68,9 @@ class Inventory(msgspec.Struct, frozen=True):
     """
 
     machine: str = ""
+    hardware: str = ""
     system: str = ""
+    distribution: str = ""
     cores: int = 0
     memory_bytes: int = 0
     free_bytes: int = 0
@@ -165,6 +169,13 @@ class Reverted(msgspec.Struct, frozen=True):
     at_us: int = 0
 
 
+class Certified(msgspec.Struct, frozen=True):
+    """How long a target's certificate is good, microseconds since the epoch, and why it could not be renewed."""
+
+    until_us: int = 0
+    error: str | None = None
+
+
 class Reported(msgspec.Struct, frozen=True):
     """What a target says of itself.
 
@@ -186,6 +197,7 @@ class Reported(msgspec.Struct, frozen=True):
         reverted: the last release that it left by itself; None where it never did.
         spool: predictions that wait for the broker.
         inputs: sketch of each channel's newest grid values since the release was switched to, by metric.
+        certificate: of its certificate.
         answers_us: `issued_us` of that desired state: which order this report answers; 0 from agents too old to say.
     """
 
@@ -206,6 +218,7 @@ class Reported(msgspec.Struct, frozen=True):
     reverted: Reverted | None = None
     spool: Spool = Spool()
     inputs: dict[str, Sketch] = {}
+    certificate: Certified = Certified()
     answers_us: int = 0
 
 
