@@ -86,6 +86,11 @@ class Feed:
         self._rebased = False
         link.at_end(self._arrived.set)
 
+    @property
+    def gone(self) -> str | None:
+        """Why the connection has ended; None as long as it has not."""
+        return self._link.reason if self._link.closed.is_set() else None
+
     async def take(self, position: Position, wait_s: float) -> Batch | None:
         """Wait for the next messages after `position`; None where none come in time.
 

@@ -60,7 +60,7 @@ class MqttFeed:
         self._arrived = asyncio.Event()
         self._number = 0  # of the newest delivery, in this session
         self._open: deque[tuple[int, int, int]] = deque()  # number, message id, QoS of what is not acknowledged
-        self._gone: str | None = None
+        self.gone: str | None = None  # why the connection has ended
 
     @classmethod
     async def open(cls, config: AgentConfig, local: LocalReadings, folder: Path) -> "MqttFeed":
@@ -98,8 +98,8 @@ class MqttFeed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._arrived.wait()
-        if not self._queue and self._gone is not None:
-            raise ServiceError(self._gone)
+        if not self._queue and self.gone is not None:
+            raise ServiceError(self.gone)
         return self._batch(position)
 
     def acknowledge(self, reply: str) -> None:
@@ -160,7 +160,7 @@ class MqttFeed:
             raise ServiceError(f"the gateway's broker at {host}:{port} refuses: {reason}")
 
     def _lose(self, reason: str) -> None:
-        self._gone = reason
+        self.gone = reason
         self._arrived.set()
 
     def _took(self, message: "MQTTMessage", received: float) -> None:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from fieldloop.domain.errors import PayloadError, ReleaseError
+from fieldloop.domain.errors import PayloadError, ReleaseError, ServiceError
 from fieldloop.edge import files
 from fieldloop.edge.feed import Batch, OutOfOrder, Position
 from fieldloop.edge.model import Loaded
@@ -43,6 +43,10 @@ class Source(Protocol):
     @property
     def rest_s(self) -> float:
         """Seconds after which what was not acknowledged comes again."""
+
+    @property
+    def gone(self) -> str | None:
+        """Why nothing more will come; None as long as something may."""
 
     async def take(self, position: Position, wait_s: float) -> Batch | None:
         """Wait for the next messages; raises OutOfOrder where some are missing."""
@@ -129,6 +133,8 @@ class Scoring:
     async def _turn(self, source: Source, ended: asyncio.Event) -> None:
         if self._serving.loaded is None or self._spool.congested:
             await _pause(ended, TAKE_S)
+            if source.gone is not None:  # nobody takes from it now, who would notice
+                raise ServiceError(source.gone)
             return
         try:
             await self._deal_with(await source.take(self._scorer.position, TAKE_S), ended)

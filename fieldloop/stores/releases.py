@@ -6,17 +6,15 @@ by the online key of the role `releases`, to which the offline keys have given n
 
 import asyncio
 import fcntl
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.release import MANIFEST, File, Manifest, Release, decode_manifest, release_folder
 from fieldloop.stores import mirror, objects
-from fieldloop.stores.private import private_folder, write_private
+from fieldloop.stores.private import private_folder
 from fieldloop.stores.repository import Repository
 from fieldloop.stores.settings import Settings
 from fieldloop.stores.signing import OFFLINE, Ask, Keys, Role
