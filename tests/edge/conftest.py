@@ -12,7 +12,7 @@ from tests.edge.targets import Gateway, enrol
 @pytest.fixture(scope="session")
 def install(nats: Settings, store: Settings) -> Settings:
     """Join the broker and the object store of the session into one installation."""
-    outside = {"store_url": store.store_endpoint, "secrets_dir": store.secrets}
+    outside = {"store_url": store.store_endpoint, "secrets_dir": store.secrets, "keys_dir": store.keys_dir}
     return nats.model_copy(update=outside)
 
 

@@ -18,7 +18,9 @@ from fieldloop.stores.signing import OFFLINE
 @pytest.fixture(scope="module")
 def install(nats: Settings, store: Settings) -> Settings:
     """Join the broker and the object store of the session into one installation."""
-    return nats.model_copy(update={"store_url": store.store_endpoint, "secrets_dir": store.secrets})
+    return nats.model_copy(
+        update={"store_url": store.store_endpoint, "secrets_dir": store.secrets, "keys_dir": store.keys_dir}
+    )
 
 
 def _release(model: str, version: int = 1, graph: bytes = b"graph") -> Release:
