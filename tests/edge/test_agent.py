@@ -22,9 +22,11 @@ from fieldloop.domain.release import CHUNK_BYTES
 from fieldloop.domain.rollout import Desired, Reported
 from fieldloop.stores import broker, releases
 from fieldloop.stores.settings import Settings
+from infra.local import signer
 from infra.local.authority import make_authority
 from infra.local.broker import spec as broker_spec
-from infra.local.platform import prepare_broker
+from infra.local.platform import PLATFORM, prepare_broker
+from infra.local.stack import start_stack, stop_stack
 from infra.local.supervisor import answers
 from tests.edge.targets import Gateway, enrol, make_release, mean_of_windows, payload, poll
 
@@ -218,14 +220,13 @@ def test_broker_killed_and_started_again(free_settings: Callable[..., Settings],
     """The agent connects again by itself, and no window is lost."""
     settings = free_settings(store_url=store.store_endpoint, secrets_dir=store.secrets)
     make_authority(settings)
+    start_stack(settings, PLATFORM, [broker_spec(settings), signer.spec(settings)])
+    prepare_broker(settings)
+    gateway, release = enrol(settings, "gw-away"), make_release()
+    gateway.desire(release)
+    stop_stack(settings, PLATFORM)
     server = _start_broker(settings)
-    gateway = None
     try:
-        prepare_broker(settings)
-        gateway = enrol(settings, "gw-away")
-        release = make_release()
-        gateway.desire(release)
-        server = _restart_broker(server, settings)  # takes up the new target
         gateway.start()
         gateway.await_running(release)
         for start in (0, 200):
@@ -235,8 +236,7 @@ def test_broker_killed_and_started_again(free_settings: Callable[..., Settings],
         rows = gateway.await_rows(396)
         assert [end // 60_000_000 - 1000 for end in sorted(rows)] == list(range(3, 399))
     finally:
-        if gateway is not None:
-            gateway.stop()
+        gateway.stop()
         server.kill()
         server.wait(20)
 
