@@ -1,12 +1,13 @@
 """Late joiners: targets that came, or got their labels, after a rollout had completed get its release all the same."""
 
 import asyncio
+from collections.abc import Collection
 
 from prefect import task
 
 from fieldloop.domain.rollout import Desired
 from fieldloop.domain.rollout.record import joins
-from fieldloop.stores import broker, fleet, rollouts
+from fieldloop.stores import broker, fleet, releases, rollouts
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.rollouts import now_us
 from fieldloop.stores.settings import Settings
@@ -25,12 +26,15 @@ def converge(settings: Settings) -> tuple[str, ...]:
         StoreError: lake or broker do not answer.
     """
     lake = Lake(settings)
-    return asyncio.run(_converge(settings, fleet.targets(lake), fleet.devices(lake)))
+    revoked = {entry.digest for entry in releases.revoked(settings)}
+    return asyncio.run(_converge(settings, fleet.targets(lake), fleet.devices(lake), revoked))
 
 
-async def _converge(settings: Settings, targets: tuple[fleet.Target, ...], devices: dict[str, str]) -> tuple[str, ...]:
+async def _converge(
+    settings: Settings, targets: tuple[fleet.Target, ...], devices: dict[str, str], revoked: Collection[str]
+) -> tuple[str, ...]:
     async with broker.platform(settings) as (_, js):
-        known = [head.rollout for head in await rollouts.heads(js)]
+        known = [head.rollout for head in await rollouts.heads(js) if head.rollout.release not in revoked]
         busy = {
             target
             for rollout in known
@@ -45,6 +49,8 @@ async def _converge(settings: Settings, targets: tuple[fleet.Target, ...], devic
             profiles = {devices[device] for device in target.devices if device in devices}
             rollout = joins(known, target.labels, profiles, asked)
             if rollout is not None:
-                orders[target.name] = Desired(rollout.release, rollout.manifest, now_us(), rollout.name)
+                orders[target.name] = Desired(
+                    rollout.release, rollout.manifest, now_us(), rollout.name, labels=target.labels
+                )
         written, _ = await rollouts.ask(js, orders, held)
     return tuple(written)

@@ -42,6 +42,11 @@ def withdraw(settings: Settings, run: UUID | str) -> tuple[str, ...]:
     return asyncio.run(_withdraw(settings, str(run)))
 
 
+def recall(settings: Settings, digest: str, reason: str) -> tuple[str, ...]:
+    """End every rollout of a release that was revoked, and ask its targets for what they ran; return their names."""
+    return asyncio.run(_recall(settings, digest, reason))
+
+
 def mark(settings: Settings, name: str, phase: Phase) -> None:
     """Write down that a rollout waits for a person, or goes on."""
     asyncio.run(_mark(settings, name, phase))
@@ -73,7 +78,7 @@ async def _restore(
     held = await rollouts.held(js, targets)
     issued_us, earlier = now_us(), members.earlier()
     orders = {
-        target: Desired(*earlier[target], issued_us, name)
+        target: Desired(*earlier[target], issued_us, name, labels=found.desired.labels)
         for target, found in held.items()
         if found.desired and found.desired.rollout == name and found.desired.release != earlier[target][0]
     }
@@ -130,6 +135,18 @@ async def _withdraw(settings: Settings, run: str) -> tuple[str, ...]:
             await _restore(js, rollout.name, members, waiting)
             await _rest_shadows(js, rollout.name, members.targets)
             ended.append(rollout.name)
+    return tuple(ended)
+
+
+async def _recall(settings: Settings, digest: str, reason: str) -> tuple[str, ...]:
+    ended: list[str] = []
+    async with broker.platform(settings) as (_, js):
+        for head in await rollouts.heads(js):
+            name = head.rollout.name
+            if head.rollout.release == digest and await _conclude(js, name, Phase.CANCELLED, [f"revoked: {reason}"]):
+                members = await rollouts.membership(js, name)
+                await _restore(js, name, members, members.targets)
+                ended.append(name)
     return tuple(ended)
 
 

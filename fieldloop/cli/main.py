@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from fieldloop.cli import device, keys, model, profile, quarantine, recipe, rollout, source, suite, target
+from fieldloop.cli import device, keys, model, profile, quarantine, recipe, release, rollout, source, suite, target
 from fieldloop.cli.lineage import lineage
 from fieldloop.cli.rehearse import rehearse
 from fieldloop.domain.errors import FieldloopError, ServiceError
@@ -53,6 +53,7 @@ app = Fieldloop(
 
 app.add_typer(device.app, name="device")
 app.add_typer(target.app, name="target")
+app.add_typer(release.app, name="release")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(keys.app, name="keys")
 app.command("rehearse")(rehearse)

@@ -1,13 +1,15 @@
 """What goes to the edge: a manifest, one ONNX graph, and canary inputs with the outputs that prove a run.
 
 A release is three files under `releases/<model>/<version>/`. Its digest is the SHA-256 of the manifest's bytes, and the
-manifest holds the SHA-256 of the other two, so that the digest stands for everything that an edge target runs.
+manifest holds the SHA-256 of the other two, so that the digest stands for everything that an edge target runs. Where
+models differ by site or group, the manifest holds a variant for each, and a target takes the one for its labels.
 """
 
 import hashlib
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -23,8 +25,10 @@ SCHEMA: Final = 1
 MANIFEST: Final = "manifest.json"
 GRAPH: Final = "graph.onnx"
 CANARY: Final = "canary.json"
+MANIFEST_BYTES: Final = 4 << 20  # more is no manifest; it would be read into the memory of every gateway
 CHUNK_BYTES: Final = 512 * 1024  # what one broker message carries of a mirrored file
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_SHOWN: Final = 128  # characters of a name
+_NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_SHOWN - 1}}}")
 _NAN: Final = np.float32(np.nan)
 
 
@@ -52,6 +56,32 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     latency_s: float | None = None
 
 
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The graph of a group of targets.
+
+    Attributes:
+        name: of the group; the names of its files begin with it.
+        labels: a target takes it that has all of these, each `key=value`.
+        model: registered model in MLflow.
+        version: its version there.
+        run_id: the MLflow run that made it.
+        graph: the graph.
+        canary: its canary.
+        output_hash: `output_hash` of the canary's outputs.
+        lineage: where the model comes from.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    model: str
+    version: int
+    run_id: str
+    graph: File
+    canary: File
+    output_hash: str
+    lineage: dict[str, str]
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a release is, where it comes from and what proves that it runs.
 
@@ -75,6 +105,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         schema: version of this structure.
         budget: what it may take of a gateway.
         alerts: beyond which a prediction is an alert; None where none is.
+        variants: the graphs of the groups, where models differ by group; `graph` and the like are the first one's then.
     """
 
     recipe: str
@@ -96,6 +127,48 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: int = SCHEMA
     budget: Budget = Budget()
     alerts: Limits | None = None
+    variants: tuple[Variant, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """File names of graph and canary in the repository."""
+        stem = f"{self.variants[0].name}." if self.variants else ""
+        return stem + GRAPH, stem + CANARY
+
+    def suits(self, labels: Iterable[str]) -> bool:
+        """Say whether a target with these labels may run what this manifest was narrowed to."""
+        return not self.variants or set(self.variants[0].labels) <= set(labels)
+
+    def narrowed(self, variant: Variant) -> "Manifest":
+        """Return the manifest with one variant alone."""
+        return msgspec.structs.replace(
+            self,
+            graph=variant.graph,
+            canary=variant.canary,
+            output_hash=variant.output_hash,
+            run_id=variant.run_id,
+            lineage=variant.lineage,
+            variants=(variant,),
+        )
+
+    def suited(self, labels: Iterable[str]) -> "Manifest":
+        """Return the manifest as it is for a target with these labels.
+
+        Raises:
+            ReleaseError: there are variants, and not just one of them is for these labels.
+        """
+        if not self.variants:
+            return self
+        own = set(labels)
+        fitting = [variant for variant in self.variants if set(variant.labels) <= own]
+        if len(fitting) == 1:
+            return self.narrowed(fitting[0])
+        known = "; ".join(f"{variant.name}: {', '.join(variant.labels)}" for variant in self.variants)
+        got = " and ".join(variant.name for variant in fitting) or "none"
+        raise ReleaseError(
+            f"release {self.model}/{self.version} has a graph for each of {known}: expected that one is for a target "
+            f"with {', '.join(sorted(own)) or 'no labels'}, got {got}: give the target the labels of one group"
+        )
 
 
 @dataclass(frozen=True)
@@ -124,11 +197,12 @@ class Proof(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Release:
-    """The three files of a release, as bytes."""
+    """The three files of a release, as bytes; to be published, `variants` holds graph and canary of all of them."""
 
     manifest: bytes
     graph: bytes
     canary: bytes
+    variants: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -137,44 +211,77 @@ class Release:
 
     def files(self) -> dict[str, bytes]:
         """Return the files by name; the manifest last, as the one that refers to the others."""
-        return {GRAPH: self.graph, CANARY: self.canary, MANIFEST: self.manifest}
+        return {**(self.variants or {GRAPH: self.graph, CANARY: self.canary}), MANIFEST: self.manifest}
 
     def open(self, digest: str) -> Manifest:
-        """Check all three files against `digest` and return the manifest.
+        """Check all files against `digest` and return the manifest, narrowed to the variant that is here.
 
         Raises:
             ReleaseError: a file is not the one that the digest stands for, or the manifest's schema is unknown.
         """
         if self.digest != digest:
             raise ReleaseError(f"{MANIFEST}: expected release {digest}, got {self.digest}: fetch the release again")
-        manifest = decode_manifest(self.manifest)
-        for name, expected, data in ((GRAPH, manifest.graph, self.graph), (CANARY, manifest.canary, self.canary)):
-            if (got := File.of(data)) != expected:
-                raise ReleaseError(
-                    f"{name} of release {digest}: expected {expected.length} bytes with SHA-256 {expected.sha256}, "
-                    f"got {got.length} bytes with {got.sha256}: fetch the release again"
-                )
+        whole = decode_manifest(self.manifest)
+        here = next((each for each in whole.variants if each.graph == File.of(self.graph)), None)
+        manifest = whole.narrowed(here) if here else whole
+        self._check(digest, GRAPH, manifest.graph, self.graph)
+        self._check(digest, CANARY, manifest.canary, self.canary)
+        for variant in whole.variants if self.variants else ():
+            graph, canary = whole.narrowed(variant).names
+            self._check(digest, graph, variant.graph, self.variants.get(graph, b""))
+            self._check(digest, canary, variant.canary, self.variants.get(canary, b""))
         return manifest
+
+    @staticmethod
+    def _check(digest: str, name: str, expected: File, data: bytes) -> None:
+        if (got := File.of(data)) != expected:
+            raise ReleaseError(
+                f"{name} of release {digest}: expected {expected.length} bytes with SHA-256 {expected.sha256}, "
+                f"got {got.length} bytes with {got.sha256}: fetch the release again"
+            )
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the manifest as canonical JSON: sorted keys, no blanks."""
-    return msgspec.json.encode(manifest, order="sorted")
+    """Return the manifest as canonical JSON: sorted keys, no blanks.
+
+    Raises:
+        ReleaseError: it is longer than agents take.
+    """
+    return _of_bearable_length(msgspec.json.encode(manifest, order="sorted"))
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    """What manifests of every schema have."""
+
+    schema: int
 
 
 def decode_manifest(data: bytes) -> Manifest:
     """Read a manifest.
 
     Raises:
-        ReleaseError: it is not a manifest of this schema.
+        ReleaseError: it is not a manifest of this schema, or longer than one may be.
     """
+    _of_bearable_length(data)
     try:
+        schema = msgspec.json.decode(data, type=_Versioned).schema
+        if schema > SCHEMA:
+            raise ReleaseError(f"{MANIFEST}: expected schema {SCHEMA}, got {schema}: update fieldloop on this gateway")
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as exc:
-        raise ReleaseError(f"{MANIFEST}: not a release manifest: {exc}") from exc
-    if manifest.schema != SCHEMA:
-        raise ReleaseError(f"{MANIFEST}: expected schema {SCHEMA}, got {manifest.schema}: update the agent")
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise ReleaseError(f"{MANIFEST}: not a release manifest: {exc}: deploy another release") from exc
+    if schema != SCHEMA:
+        raise ReleaseError(f"{MANIFEST}: expected schema {SCHEMA}, got {schema}: deploy another release")
+    release_folder(manifest.model, manifest.version)
+    for variant in manifest.variants:
+        release_folder(variant.name, variant.version)
     return manifest
+
+
+def _of_bearable_length(data: bytes) -> bytes:
+    if len(data) > MANIFEST_BYTES:
+        raise ReleaseError(f"{MANIFEST}: expected at most {MANIFEST_BYTES:,} bytes, got {len(data):,}")
+    return data
 
 
 def encode_canary(canary: Canary) -> bytes:
@@ -230,10 +337,14 @@ def release_folder(model: str, version: int) -> str:
     """Return the folder of a version's release inside the repository.
 
     Raises:
-        ReleaseError: the model's name cannot be part of a path and of a broker subject.
+        ReleaseError: the model's name cannot be part of a path and of a broker subject, or the version is none.
     """
     if not _NAME.fullmatch(model):
-        raise ReleaseError(f"model name {model!r}: expected letters, digits, '-' and '_': rename the recipe")
+        raise ReleaseError(
+            f"model name {model[:_SHOWN]!r}: expected at most {_SHOWN} letters, digits, '-' and '_': rename the recipe"
+        )
+    if version < 1:
+        raise ReleaseError(f"version of {model}: expected 1 or more, got {version}")
     return f"releases/{model}/{version}"
 
 

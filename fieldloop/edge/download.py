@@ -29,12 +29,23 @@ Read = Callable[[str], Awaitable[bytes | None]]
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What to fetch and where to: paths of the trusted root, the metadata folder and the staging folder."""
+    """What to fetch, and what to ask after.
 
-    desired: Desired
+    Attributes:
+        trusted_root: path of the root metadata that came with enrolment.
+        metadata: folder of the metadata seen so far.
+        held: manifest path by digest of releases that are here: are they still signed?
+        desired: what to fetch; None where nothing is.
+        staging: folder for its files.
+        installed: folder of the releases that are here; a patch may start from one.
+    """
+
     trusted_root: str
     metadata: str
-    staging: str
+    held: dict[str, str]
+    desired: Desired | None = None
+    staging: str = ""
+    installed: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -45,12 +56,14 @@ class Outcome(msgspec.Struct, frozen=True):
         failed: why it could not be told; try again.
         memory_bytes: what loading it and its canary added to the process.
         latency_s: the median of a run of one window.
+        revoked: why, by digest of those that were asked after and are signed no longer.
     """
 
     refused: str | None = None
     failed: str | None = None
     memory_bytes: int = 0
     latency_s: float = 0.0
+    revoked: dict[str, str] = {}
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -61,7 +74,7 @@ class Question(msgspec.Struct, frozen=True):
 
 
 async def fetch(job: Job, read: Read, bytes_per_s: int | None) -> Outcome:
-    """Fetch, verify and try a release in a process of its own; it lies in the staging folder then.
+    """Do a job in a process of its own: a release that is fetched, verified and tried lies in the staging folder then.
 
     Args:
         job: what and where.
@@ -81,7 +94,7 @@ async def fetch(job: Job, read: Read, bytes_per_s: int | None) -> Outcome:
         async with asyncio.timeout(LONGEST_S):
             outcome = await _converse(child, job, read, bytes_per_s)
     except TimeoutError as exc:
-        raise ServiceError(f"release {job.desired.release[:12]} did not come within {LONGEST_S:.0f} s") from exc
+        raise ServiceError(f"{_subject(job)} did not come within {LONGEST_S:.0f} s") from exc
     finally:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
@@ -125,10 +138,14 @@ async def _converse(child: asyncio.subprocess.Process, job: Job, read: Read, byt
         if bytes_per_s:
             await asyncio.sleep(len(answer) / bytes_per_s)
     code = await child.wait()
-    what = f"the process that tried release {job.desired.release[:12]} ended with"
+    what = f"the process that tried {_subject(job)} ended with"
     if -code in _FAULTS:
         raise ReleaseError(f"{what} {signal.Signals(-code).name}")
     raise ServiceError(f"{what} code {code}")
+
+
+def _subject(job: Job) -> str:
+    return f"release {job.desired.release[:12]}" if job.desired else "the list of releases"
 
 
 async def _answer(key: str, read: Read) -> bytes:

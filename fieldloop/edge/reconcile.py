@@ -13,10 +13,11 @@ import msgspec
 
 from fieldloop.domain.enrolment import AgentConfig
 from fieldloop.domain.errors import ReleaseError, ServiceError
+from fieldloop.domain.release import chunk_key
 from fieldloop.domain.rollout import NOTHING, Desired
 from fieldloop.edge import download, model
 from fieldloop.edge.bucket import direct_get
-from fieldloop.edge.download import Job
+from fieldloop.edge.download import Job, Outcome
 from fieldloop.edge.link import Link, Message
 from fieldloop.edge.memory import drop_idle_code, resident_bytes
 from fieldloop.edge.serving import Serving
@@ -25,6 +26,8 @@ from fieldloop.edge.slots import Slots
 RETRY_S: Final = (1.0, 300.0)  # first and longest pause after a failed attempt
 TRIES: Final = 3  # loads of a release that ended the agent before it is refused
 CHUNK_S: Final = 60.0  # a chunk over a slow line
+TIMESTAMP: Final = chunk_key("metadata/timestamp.json", 0)
+LOOK_AGAIN_S: Final = 86_400.0  # at the list of releases, though nobody has touched it: it may have expired
 WATCH_S: Final = 1.0
 DROP_CODE_LOOKS: Final = 10  # looks between two times that idle library code is handed back
 
@@ -73,9 +76,18 @@ class Reconciler:
         self._serving = serving
         self._bare_bytes = resident_bytes()  # of the agent without any release
         self._well_since = time.monotonic()
+        self._looked_at = b""  # the timestamp of the list of releases that this target knows
+        self._looked_s = time.monotonic()
+        self._revoked: dict[str, str] = {}  # reasons by digest, of releases that are here
         self.attempt = Attempt()
         self.changed = asyncio.Event()  # something to report
         self.asked = asyncio.Event()  # desired state may have changed
+
+    @property
+    def recalled(self) -> str | None:
+        """Why the installed release should not run; it does all the same until there is another."""
+        current = self._slots.state.current
+        return f"release {current[:12]} was revoked: {self._revoked[current]}" if current in self._revoked else None
 
     async def load_installed(self) -> None:
         """Load what ran before, so that scoring goes on without the platform.
@@ -109,6 +121,9 @@ class Reconciler:
                 raw = await direct_get(link, "desired", self._config.target)
                 if raw is not None:
                     await self._converge(link, msgspec.json.decode(raw, type=Desired))
+                await self._look_for_revoked(link)
+            except ReleaseError as exc:
+                logger.warning("the list of releases is refused: %s", exc)
             except (ServiceError, OSError, msgspec.MsgspecError) as exc:
                 logger.warning("desired state cannot be followed: %s", exc)
             with suppress(TimeoutError):
@@ -144,7 +159,7 @@ class Reconciler:
         running = self._serving.loaded
         if desired.release == NOTHING:
             self._clear(desired)
-        elif running is not None and running.digest == desired.release:
+        elif running is not None and running.digest == desired.release and running.manifest.suits(desired.labels):
             self._follow(desired)
         elif self._left(desired):
             reverted = self._slots.state.reverted
@@ -180,21 +195,47 @@ class Reconciler:
     async def _bring(self, link: Link, desired: Desired) -> None:
         """Have a release installed; one that was installed before need not come again."""
         digest = desired.release
-        if await asyncio.to_thread(self._slots.holds, digest):
+        if await asyncio.to_thread(self._slots.holds, digest, desired.labels):
+            await self._look_for_revoked(link)
+            if digest in self._revoked:
+                raise ReleaseError(f"it was revoked: {self._revoked[digest]}")
             return
         staging = self._slots.staging(digest)
-        job = Job(desired, str(self._root), str(self._metadata), str(staging))
-
-        async def read(key: str) -> bytes | None:
-            return await direct_get(link, "releases", key, CHUNK_S)
-
-        outcome = await download.fetch(job, read, self._config.download_bytes_per_s)
+        outcome = await self._ask(link, desired, str(staging))
         manifest = await asyncio.to_thread(model.manifest_of, staging)
         allowed = manifest.budget.memory_bytes
         needed = self._bare_bytes + outcome.memory_bytes
         if allowed is not None and needed > allowed:
             raise ReleaseError(f"memory over budget: expected at most {allowed:,} bytes, would take {needed:,}")
         await asyncio.to_thread(self._slots.install, digest)
+
+    async def _ask(self, link: Link, desired: Desired | None = None, staging: str = "") -> Outcome:
+        """Have the updater fetch a release, or look at the list alone; learn which releases here are revoked."""
+
+        async def read(key: str) -> bytes | None:
+            return await direct_get(link, "releases", key, CHUNK_S)
+
+        newest = await read(TIMESTAMP)
+        held = await asyncio.to_thread(self._slots.held)
+        job = Job(str(self._root), str(self._metadata), held, desired, staging, str(self._slots.installed))
+        outcome = await download.fetch(job, read, self._config.download_bytes_per_s)
+        self._looked_at, self._looked_s, self._revoked = newest or b"", time.monotonic(), outcome.revoked
+        if self.recalled is not None:
+            logger.warning("%s", self.recalled)
+            self.changed.set()
+        return outcome
+
+    async def _look_for_revoked(self, link: Link) -> None:
+        """Leave what is revoked, where the list of releases has changed; never without a model that works."""
+        newest = await direct_get(link, "releases", TIMESTAMP)
+        fresh = newest == self._looked_at and time.monotonic() - self._looked_s < LOOK_AGAIN_S
+        if newest is not None and not fresh and self._slots.state.current is not None:
+            await self._ask(link)
+        self._slots.drop(self._revoked)
+        if self._serving.shadow_digest in self._revoked:
+            self._serving.unshade()
+        if self.recalled is not None and self._slots.state.previous is not None:
+            await self._go_back(self.recalled)
 
     async def _shade(self, link: Link, desired: Desired) -> None:
         """Have the desired shadow run beside; one that does not will not be tried again by the same order."""

@@ -80,7 +80,7 @@ class Reporter:
             running=serving.loaded.running if serving.loaded else None,
             attempted=attempt.digest or None,
             refused=attempt.refused,
-            error=attempt.error or serving.trouble,
+            error=attempt.error or serving.trouble or self._reconciler.recalled,
             scored=serving.scored,
             errors=serving.errors,
             inventory=inventory(self._state),

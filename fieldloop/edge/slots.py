@@ -7,13 +7,15 @@
 
 import re
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from fieldloop.domain.errors import ReleaseError
-from fieldloop.domain.release import CANARY, GRAPH, MANIFEST, Release
+from fieldloop.domain.release import CANARY, GRAPH, MANIFEST, Release, release_folder
 from fieldloop.domain.rollout import Reverted
 from fieldloop.edge import files
 
@@ -53,9 +55,9 @@ class Slots:
 
     def __init__(self, folder: Path) -> None:
         self._incoming = folder / "incoming"
-        self._releases = folder / "releases"
+        self.installed = folder / "releases"
         self._file = folder / "slots.json"
-        for path in (self._incoming, self._releases):
+        for path in (self._incoming, self.installed):
             files.make_folder(path)
         self.state = self._read()
 
@@ -73,13 +75,12 @@ class Slots:
         files.make_folder(self._incoming / digest)
         return self._incoming / digest
 
-    def holds(self, digest: str) -> bool:
-        """Say whether a release is installed, whole."""
+    def holds(self, digest: str, labels: Collection[str] = ()) -> bool:
+        """Say whether a release is installed, whole, with the graph for these labels."""
         try:
-            self.load(digest)
+            return self.load(digest).open(digest).suits(labels)
         except ReleaseError:
             return False
-        return True
 
     def load(self, digest: str) -> Release:
         """Read an installed release and check it against its digest.
@@ -87,13 +88,29 @@ class Slots:
         Raises:
             ReleaseError: a file is missing or is not what the digest stands for.
         """
-        release = read_release(self._releases / digest)
+        release = read_release(self.installed / digest)
         release.open(digest)
         return release
 
+    def held(self) -> dict[str, str]:
+        """Return the manifest's path in the repository by digest of the releases here that can be read."""
+        found = {}
+        for digest in filter(None, (self.state.current, self.state.previous, self.state.shadow)):
+            with suppress(ReleaseError):
+                manifest = self.load(digest).open(digest)
+                found[digest] = f"{release_folder(manifest.model, manifest.version)}/{MANIFEST}"
+        return found
+
+    def drop(self, digests: Collection[str]) -> None:
+        """Forget releases, but for the one that runs: it goes when there is another."""
+        previous, shadow = (None if each in digests else each for each in (self.state.previous, self.state.shadow))
+        if (previous, shadow) != (self.state.previous, self.state.shadow):
+            self._write(msgspec.structs.replace(self.state, previous=previous, shadow=shadow))
+            self._drop_others()
+
     def install(self, digest: str) -> None:
         """Move a staged and proved release to the installed ones."""
-        staged, installed = self.staging(digest), self._releases / digest
+        staged, installed = self.staging(digest), self.installed / digest
         for path in staged.iterdir():
             if path.name not in (GRAPH, CANARY, MANIFEST):
                 files.remove(path)
@@ -102,7 +119,7 @@ class Slots:
         files.sync_folder(staged)
         files.remove(installed)  # there only where it failed its check
         files.rename(staged, installed)
-        files.sync_folder(self._releases)
+        files.sync_folder(self.installed)
 
     def switch(self, digest: str, issued_us: int) -> None:
         """Make an installed release the one to run; the one before is kept to go back to."""
@@ -175,7 +192,7 @@ class Slots:
 
     def _drop_others(self) -> None:
         keep = {self.state.current, self.state.previous, self.state.shadow}
-        for folder in self._releases.iterdir():
+        for folder in self.installed.iterdir():
             if folder.name not in keep:
                 files.remove(folder)
 

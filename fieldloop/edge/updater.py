@@ -6,21 +6,36 @@ given back when it ends, and a graph that brings its runtime down brings down no
 """
 
 import hashlib
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 from tuf.api import exceptions
+from tuf.api.metadata import TargetFile
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
 from fieldloop.domain.errors import ReleaseError, ServiceError
-from fieldloop.domain.release import CANARY, CHUNK_BYTES, GRAPH, MANIFEST, Release, chunk_key, decode_canary
+from fieldloop.domain.patch import NOTHING, apply_patch, patch_name
+from fieldloop.domain.release import (
+    CANARY,
+    CHUNK_BYTES,
+    GRAPH,
+    MANIFEST,
+    MANIFEST_BYTES,
+    File,
+    Release,
+    chunk_key,
+    decode_canary,
+    decode_manifest,
+)
+from fieldloop.domain.revocation import REVOKED, decode_revoked
 from fieldloop.domain.rollout import Desired
 from fieldloop.edge import files, model
 from fieldloop.edge.download import NICENESS, Job, Outcome, Question, read_answer
@@ -30,10 +45,13 @@ from fieldloop.edge.slots import read_release
 METADATA: Final = "metadata/"
 TARGETS: Final = "targets/"
 NOT_FOUND: Final = 404
+PATCH: Final = "patch.zst"
 CHUNKS: Final = "chunks"  # folder of what has come of files that are not whole yet
 TIMED_RUNS: Final = 100  # of one window, for the budget's latency
 
 Read = Callable[[str], bytes | None]
+
+logger = logging.getLogger(__name__)
 
 
 class Mirror(FetcherInterface):
@@ -60,7 +78,9 @@ class Mirror(FetcherInterface):
             yield chunk
 
 
-def fetch(read: Read, trusted_root: bytes, metadata: Path, staging: Path, desired: Desired) -> Release:
+def fetch(
+    read: Read, trusted_root: bytes, metadata: Path, staging: Path, desired: Desired, graphs: Sequence[bytes] = ()
+) -> Release:
     """Download the desired release into `staging` and return it, verified by signed metadata and by its digest.
 
     A download that was cut off goes on with the chunk that it was at; those of a file that turns out wrong are dropped.
@@ -71,39 +91,104 @@ def fetch(read: Read, trusted_root: bytes, metadata: Path, staging: Path, desire
         metadata: folder of the metadata seen so far, against rollback.
         staging: folder for the release's files; those that are there and right are not fetched again.
         desired: what to fetch.
+        graphs: those that are here, from which a patch may lead to the desired one.
 
     Raises:
         ReleaseError: the release or the metadata is refused; it will not do to try again with the same bytes.
         ServiceError: something could not be reached or is not there yet.
     """
-    metadata.mkdir(parents=True, exist_ok=True)
-    for leftover in metadata.glob("tmp*"):  # the updater's own, after a kill
-        leftover.unlink(missing_ok=True)
     chunks = staging / CHUNKS
-    mirror = Mirror(lambda key: _resumed(read, key, chunks))
-    try:
-        client = Updater(str(metadata), METADATA, str(staging), TARGETS, mirror, bootstrap=trusted_root)
-        client.refresh()
+    with _client(lambda key: _resumed(read, key, chunks), trusted_root, metadata, desired.manifest, chunks) as client:
         folder = desired.manifest.removesuffix(MANIFEST)
-        for name in (MANIFEST, GRAPH, CANARY):
-            _download(client, folder + name, staging / name)
-    except exceptions.DownloadLengthMismatchError as exc:
-        files.remove(chunks)
-        raise ReleaseError(f"{desired.manifest}: longer than its signed length: {exc}") from exc
-    except exceptions.DownloadError as exc:
-        raise ServiceError(f"{desired.manifest}: not reachable now: {_chain(exc)}") from exc
-    except exceptions.RepositoryError as exc:
-        files.remove(chunks)
-        raise ReleaseError(f"{desired.manifest}: not trusted: {type(exc).__name__}: {exc}") from exc
+        _download(client, folder + MANIFEST, staging / MANIFEST, MANIFEST_BYTES)
+        manifest = decode_manifest((staging / MANIFEST).read_bytes()).suited(desired.labels)
+        graph, canary = manifest.names
+        _download_graph(client, folder + graph, manifest.graph, staging, graphs)
+        _download(client, folder + canary, staging / CANARY)
     release = read_release(staging)
     release.open(desired.release)
     return release
 
 
-def _download(client: Updater, path: str, file: Path) -> None:
+def revoked(read: Read, trusted_root: bytes, metadata: Path, held: Mapping[str, str]) -> dict[str, str]:
+    """Return which releases are signed no longer, by digest, and why.
+
+    Args:
+        read: see `fetch`.
+        trusted_root: see `fetch`.
+        metadata: see `fetch`; the reasons are kept beside it.
+        held: manifest path by digest of the releases to ask after.
+
+    Raises:
+        ReleaseError: the metadata is refused; nothing is known then.
+        ServiceError: something could not be reached or is not there yet.
+    """
+    reasons = metadata.with_name("revoked.json")
+    with _client(read, trusted_root, metadata, REVOKED, reasons) as client:
+        gone = [digest for digest, path in held.items() if not _signed(client.get_targetinfo(path), digest)]
+        if gone and client.get_targetinfo(REVOKED) is not None:
+            _download(client, REVOKED, reasons)
+    known = {entry.digest: entry.reason for entry in decode_revoked(files.read_or_none(reasons) or b"[]")}
+    return {digest: known.get(digest, "it is no longer among the signed releases") for digest in gone}
+
+
+@contextmanager
+def _client(read: Read, trusted_root: bytes, metadata: Path, what: str, doubtful: Path) -> Iterator[Updater]:
+    """Open the repository at its newest, and tell refusals from what may be tried again.
+
+    Args:
+        read: returns the bytes under a key of the mirror.
+        trusted_root: the root metadata that came with enrolment.
+        metadata: folder of the metadata seen so far.
+        what: is looked for; named in errors.
+        doubtful: removed where something is refused, since it may be the cause.
+    """
+    metadata.mkdir(parents=True, exist_ok=True)
+    for leftover in metadata.glob("tmp*"):  # the updater's own, after a kill
+        leftover.unlink(missing_ok=True)
+    try:
+        client = Updater(str(metadata), METADATA, str(metadata), TARGETS, Mirror(read), bootstrap=trusted_root)
+        client.refresh()
+        yield client
+    except exceptions.DownloadLengthMismatchError as exc:
+        files.remove(doubtful)
+        raise ReleaseError(f"{what}: longer than its signed length: {exc}") from exc
+    except exceptions.DownloadError as exc:
+        raise ServiceError(f"{what}: not reachable now: {_chain(exc)}") from exc
+    except exceptions.RepositoryError as exc:
+        files.remove(doubtful)
+        raise ReleaseError(f"{what}: not trusted: {type(exc).__name__}: {exc}") from exc
+
+
+def _signed(info: TargetFile | None, digest: str) -> bool:
+    """Say whether a manifest is signed, as this very release's."""
+    return info is not None and info.hashes.get("sha256") == digest
+
+
+def _download_graph(client: Updater, path: str, wanted: File, staging: Path, graphs: Sequence[bytes]) -> None:
+    """Make the graph from what is here and the smallest patch; fetch it whole where that does not work out."""
+    if File.of(files.read_or_none(staging / GRAPH) or b"") == wanted:
+        return
+    offers = {old: client.get_targetinfo(patch_name(path, old)) for old in (NOTHING, *graphs)}
+    patches = [(info.length, info, old) for old, info in offers.items() if info and info.length < wanted.length]
+    if patches:
+        _, info, old = min(patches, key=lambda patch: patch[0])
+        try:
+            client.download_target(info, str(staging / PATCH))
+            files.write_atomic(staging / GRAPH, apply_patch(old, (staging / PATCH).read_bytes(), wanted))
+        except (ReleaseError, exceptions.RepositoryError, exceptions.DownloadError) as exc:
+            logger.warning("the graph is fetched whole: %s", exc)
+        else:
+            return
+    _download(client, path, staging / GRAPH)
+
+
+def _download(client: Updater, path: str, file: Path, longest: int | None = None) -> None:
     info = client.get_targetinfo(path)
     if info is None:
         raise ReleaseError(f"{path}: not among the signed targets: publish the release, then ask for it")
+    if longest is not None and info.length > longest:
+        raise ReleaseError(f"{path}: expected at most {longest:,} bytes, got {info.length:,}: deploy another release")
     if client.find_cached_target(info, str(file)) is None:
         client.download_target(info, str(file))
 
@@ -164,10 +249,14 @@ def main() -> None:
 
 
 def _do(job: Job, read: Read) -> Outcome:
-    staging = Path(job.staging)
-    release = fetch(read, Path(job.trusted_root).read_bytes(), Path(job.metadata), staging, job.desired)
+    root, metadata, staging = Path(job.trusted_root).read_bytes(), Path(job.metadata), Path(job.staging)
+    gone = revoked(read, root, metadata, job.held)
+    if job.desired is None:
+        return Outcome(revoked=gone)
+    graphs = [path.read_bytes() for path in Path(job.installed).glob(f"*/{GRAPH}")]
+    release = fetch(read, root, metadata, staging, job.desired, graphs)
     files.remove(staging / CHUNKS)
-    return measure(release)
+    return msgspec.structs.replace(measure(release), revoked=gone)
 
 
 def _chain(exc: BaseException) -> str:

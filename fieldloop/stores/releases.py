@@ -6,14 +6,17 @@ by the online key of the role `releases`, to which the offline keys have given n
 
 import asyncio
 import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from fieldloop.domain.errors import ReleaseError
-from fieldloop.domain.release import MANIFEST, File, Manifest, Release, decode_manifest, release_folder
+from fieldloop.domain.release import GRAPH, MANIFEST, File, Manifest, Release, decode_manifest, release_folder
+from fieldloop.domain.revocation import LONGEST_REASON, REVOKED, Revoked, decode_revoked, encode_revoked
 from fieldloop.stores import mirror, objects
+from fieldloop.stores.patches import patches
 from fieldloop.stores.private import private_folder
 from fieldloop.stores.repository import Repository
 from fieldloop.stores.settings import Settings
@@ -41,9 +44,79 @@ def publish(settings: Settings, release: Release) -> Published:
     folder = release_folder(manifest.model, manifest.version)
     files = {f"{folder}/{name}": data for name, data in release.files().items()}
     with opened(settings) as (repository, _):
-        new = repository.add(files, datetime.now(UTC))
+        for entry in _revoked(repository):
+            if entry.name == f"{manifest.model}/{manifest.version}":
+                raise ReleaseError(
+                    f"release {entry.name} was revoked on {entry.at[:10]}: {entry.reason}: deploy another"
+                )
+        former: set[str] = set()
+        if not repository.holds(files):
+            graphs = {name: data for name, data in release.files().items() if name.endswith(GRAPH)}
+            files |= patches(repository, manifest.model, manifest.version, graphs)
+            former = {path for path in repository.files if path.startswith(f"{folder}/")}
+        new = repository.change(files, former - files.keys(), datetime.now(UTC))
         asyncio.run(mirror.copy(settings, repository, files))
     return Published(release.digest, f"{folder}/{MANIFEST}", new)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A release that is signed: its name (`model/version`), its digest, and how many bytes its files have."""
+
+    name: str
+    digest: str
+    bytes: int
+
+
+def signed(settings: Settings) -> tuple[Signed, ...]:
+    """Return all releases that are signed, by model and version.
+
+    Raises:
+        ReleaseError: the repository's metadata is not signed by this install.
+        StoreError: the object store refuses.
+    """
+    with opened(settings) as (repository, _):
+        return _signed(repository)
+
+
+def signed_manifest(settings: Settings, name: str) -> bytes:
+    """Return the manifest of a signed release, `model/version`; see `Repository.content` for what it raises."""
+    with opened(settings) as (repository, _):
+        return repository.content(f"releases/{name}/{MANIFEST}")
+
+
+def revoked(settings: Settings) -> tuple[Revoked, ...]:
+    """Return all releases that were revoked, oldest first; see `signed` for what it raises."""
+    with opened(settings) as (repository, _):
+        return _revoked(repository)
+
+
+def revoke(settings: Settings, name: str, reason: str) -> Revoked:
+    """Sign a release out, and mirror that: agents leave it, and it is published no more. Again, it changes nothing.
+
+    Args:
+        settings: the installation.
+        name: `model/version`.
+        reason: in words; agents report it.
+
+    Raises:
+        ReleaseError: there is no such release, or no reason of a sensible length.
+        StoreError: object store or broker refuse.
+    """
+    if not 0 < len(reason) <= LONGEST_REASON:
+        raise ReleaseError(f"reason: expected 1 to {LONGEST_REASON} characters, got {len(reason)}")
+    now = datetime.now(UTC)
+    with opened(settings) as (repository, _):
+        entries = {entry.name: entry for entry in _revoked(repository)}
+        if name not in entries:
+            digests = {each.name: each.digest for each in _signed(repository)}
+            if name not in digests:
+                raise ReleaseError(f"no release {name!r}; expected one of {', '.join(digests) or 'none yet'}")
+            entries[name] = Revoked(name, digests[name], reason, now.isoformat(timespec="seconds"))
+        files = {REVOKED: encode_revoked(entries.values())}
+        repository.change(files, [path for path in repository.files if path.startswith(f"releases/{name}/")], now)
+        asyncio.run(mirror.copy(settings, repository, files))
+    return entries[name]
 
 
 def manifest_of(settings: Settings, published: Published) -> Manifest:
@@ -113,6 +186,25 @@ def trusted_root(settings: Settings) -> bytes:
         return _trust(settings, Keys(settings)).root.to_bytes()
 
 
+def _signed(repository: Repository) -> tuple[Signed, ...]:
+    sizes: dict[str, int] = {}
+    for path, file in repository.files.items():
+        folder = path.rpartition("/")[0]
+        sizes[folder] = sizes.get(folder, 0) + file.length
+    manifests = {f: repository.files[f"{f}/{MANIFEST}"] for f in sizes if f"{f}/{MANIFEST}" in repository.files}
+    found = [Signed(f.removeprefix("releases/"), m.hashes["sha256"], sizes[f]) for f, m in manifests.items()]
+    return tuple(sorted(found, key=lambda each: _by_version(each.name)))
+
+
+def _by_version(name: str) -> tuple[str, int]:
+    model, _, version = name.rpartition("/")
+    return model, int(version)
+
+
+def _revoked(repository: Repository) -> tuple[Revoked, ...]:
+    return decode_revoked(repository.content(REVOKED)) if REVOKED in repository.files else ()
+
+
 @contextmanager
 def opened(settings: Settings, ask: Ask | None = None) -> Iterator[tuple[Repository, Keys]]:
     """Open the repository for the one writer at a time, with the keys that sign it.
@@ -134,7 +226,7 @@ def opened(settings: Settings, ask: Ask | None = None) -> Iterator[tuple[Reposit
 def _locked(settings: Settings) -> Iterator[None]:
     """One writer at a time: whoever signs has the keys on this machine."""
     folder = private_folder(settings.secrets / "tuf")
-    with (folder / "lock").open("w") as file:
+    with os.fdopen(os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -1,6 +1,6 @@
 """The signed metadata of the release repository in bucket `releases`: read, verified, added to, renewed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -52,13 +52,13 @@ class Repository:
             raise ReleaseError(f"releases/{name}: expected SHA-256 {self.files[path].hashes['sha256']}, got another")
         return data
 
-    def add(self, files: Mapping[str, bytes], now: datetime) -> bool:
-        """Sign files in where they are new or changed, renew what needs it; return whether any were."""
-        return self.change(files, (), now)
+    def holds(self, files: Mapping[str, bytes]) -> bool:
+        """Say whether these very files are signed, by path."""
+        return all(self.files.get(path) == _described(path, data) for path, data in files.items())
 
-    def change(self, files: Mapping[str, bytes], gone: tuple[str, ...], now: datetime) -> bool:
-        """Sign files in, and those at other paths out; return whether that changed anything."""
-        described = {path: TargetFile.from_data(path, data, ["sha256"]) for path, data in files.items()}
+    def change(self, files: Mapping[str, bytes], gone: Collection[str], now: datetime) -> bool:
+        """Sign files in where they are new or changed, others out, renew what needs it; return whether any were."""
+        described = {path: _described(path, data) for path, data in files.items()}
         changed = [path for path, file in described.items() if self.files.get(path) != file]
         for path in changed:
             objects.put(self.store, "releases", stored_name(described[path]), files[path])
@@ -171,3 +171,7 @@ def stored_name(file: TargetFile) -> str:
     """Return the name under which a target is stored: consistent snapshots put its hash before it."""
     folder, _, name = file.path.rpartition("/")
     return f"targets/{folder}/{file.hashes['sha256']}.{name}"
+
+
+def _described(path: str, data: bytes) -> TargetFile:
+    return TargetFile.from_data(path, data, ["sha256"])

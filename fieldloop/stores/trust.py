@@ -16,13 +16,13 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, Targets
 
 from fieldloop.domain.errors import ReleaseError
+from fieldloop.domain.revocation import REVOKED
 from fieldloop.stores.private import private_folder, write_private
 from fieldloop.stores.signing import Keys, Role
 
 # Days until a signature expires. Those of the online roles bound how long a mirror can be held still unnoticed; a daily
 # refresh renews them past half of it, so that three days without one do no harm. An agent that runs needs none of them.
 LIFETIME: Final[dict[Role, int]] = {"root": 365, "targets": 365, "releases": 30, "snapshot": 14, "timestamp": 7}
-REVOKED: Final = "releases/revoked.json"
 PATHS: Final = ["releases/*/*/*", REVOKED]  # all that the online key of releases may sign; `*` ends at a slash
 
 _CARRIED: Final = "carried.json"  # digests of what was right before a rotation that is not finished

@@ -2,11 +2,11 @@
 
 import base64
 import json
-import os
 import secrets
-from pathlib import Path
 from typing import Final
 
+from fieldloop.stores.private import private_folder as private_folder  # for all of infra
+from fieldloop.stores.private import write_private as write_private
 from fieldloop.stores.settings import STORE_IDENTITIES, Settings
 
 SECRET_BYTES: Final = 20  # S3 secret keys are at most 40 characters, which is what 20 bytes make in hexadecimal
@@ -30,22 +30,6 @@ def make_secrets(settings: Settings) -> None:
 def kms_key(settings: Settings) -> str:
     """Return the master key of encryption at rest, as MinIO wants it: `name:base64`."""
     return (settings.secrets / "store-kms").read_text()
-
-
-def private_folder(path: Path) -> Path:
-    """Make a folder that its owner alone may enter."""
-    path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
-    return path
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that its owner alone may read, whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-    temporary.replace(path)
 
 
 def _secret() -> str:

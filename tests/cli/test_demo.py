@@ -69,6 +69,7 @@ def test_no_secret_is_in_any_log_or_artifact(looped: Looped) -> None:
     secrets += [_body(path.read_text()) for path in settings.data_dir.glob("pki/**/*key.pem")]
     secrets += [_body(path.read_text()) for path in settings.data_dir.glob("**/identity.pem")]
     secrets += [_body(path.read_text()) for path in settings.secrets.glob("tuf/*.pem")]
+    secrets += [_body(path.read_text()) for path in settings.offline_keys.iterdir()]  # the passphrase among them
     secrets += [path.read_text().strip().partition(":")[2] for path in settings.secrets.glob("*kms*")]
     assert len(secrets) > 18
     searched = 0

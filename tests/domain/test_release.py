@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.release import (
+    MANIFEST_BYTES,
     Canary,
     File,
     Manifest,
@@ -91,9 +92,45 @@ def test_manifest_is_canonical() -> None:
 
 
 def test_manifest_of_a_later_schema_is_refused() -> None:
-    """An agent does not guess what a later platform means."""
-    with pytest.raises(ReleaseError, match="schema 1, got 9"):
-        decode_manifest(encode_manifest(msgspec.structs.replace(_manifest(), schema=9)))
+    """An agent does not guess what a later platform means, and says so whatever fields that one has added."""
+    later = msgspec.json.decode(encode_manifest(_manifest())) | {"schema": 9, "quantum": True}
+    with pytest.raises(ReleaseError, match="schema 1, got 9: update fieldloop on this gateway"):
+        decode_manifest(msgspec.json.encode(later))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b"null", b'{"schema": "x"}', b'{"schema": 1}', b"\xff\xfe", b"[" * 100_000, b'{"schema": 0}'],
+    ids=lambda data: f"{data[:12]!r}",
+)
+def test_what_is_no_manifest_is_refused(data: bytes) -> None:
+    """Malformed in any way: one clear error that says what to do."""
+    with pytest.raises(ReleaseError, match=r"manifest\.json: not a release manifest: .*: deploy another release"):
+        decode_manifest(data)
+
+
+def test_a_manifest_with_unknown_fields_is_refused() -> None:
+    """The same schema has the same fields; the error names the one too many."""
+    more = msgspec.json.decode(encode_manifest(_manifest())) | {"extra": 1}
+    with pytest.raises(ReleaseError, match="extra"):
+        decode_manifest(msgspec.json.encode(more))
+
+
+@pytest.mark.parametrize(("field", "value"), [("model", "../../etc"), ("model", "m" * 129), ("version", 0)])
+def test_a_manifest_that_could_be_no_path_is_refused(field: str, value: object) -> None:
+    """Its model and version become folders."""
+    wrong = msgspec.json.decode(encode_manifest(_manifest())) | {field: value}
+    with pytest.raises(ReleaseError, match="expected"):
+        decode_manifest(msgspec.json.encode(wrong))
+
+
+def test_a_huge_manifest_is_refused_on_either_side() -> None:
+    """Neither signed by a platform nor read by a gateway."""
+    huge = msgspec.structs.replace(_manifest(), features=("f" * 1000,) * (MANIFEST_BYTES // 1000))
+    with pytest.raises(ReleaseError, match="expected at most 4,194,304 bytes"):
+        encode_manifest(huge)
+    with pytest.raises(ReleaseError, match="expected at most 4,194,304 bytes"):
+        decode_manifest(b" " * (MANIFEST_BYTES + 1))
 
 
 @pytest.mark.parametrize("part", ["manifest", "graph", "canary"])

@@ -1,83 +1,25 @@
 """Fetching over TUF: what an attacker can do to the mirror, done to it, and refused."""
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, Root, Signed, TargetFile, Timestamp
+from tuf.api.metadata import Metadata, Root, Signed, TargetFile
 from tuf.ngclient._internal import trusted_metadata_set
 
 from fieldloop.domain.errors import ReleaseError, ServiceError
 from fieldloop.domain.release import CHUNK_BYTES, Release, chunk_key
 from fieldloop.domain.rollout import Desired
 from fieldloop.edge import updater
-from fieldloop.stores import broker, releases
+from fieldloop.stores import releases
 from fieldloop.stores.repository import stored_name
 from fieldloop.stores.settings import Settings
-from fieldloop.stores.signing import Keys, Role
-from fieldloop.stores.trust import Trust
+from fieldloop.stores.signing import Role
+from tests.edge.mirror import TIMESTAMP, Target, mirror_of, name_snapshot, version_of
 from tests.edge.targets import make_release
-
-TIMESTAMP = "metadata/timestamp.json.0"
-
-
-@dataclass
-class Target:
-    """A target's side of the updater, over a copy of the mirror that a test may damage."""
-
-    settings: Settings
-    folder: Path
-    mirror: dict[str, bytes] = field(default_factory=dict)
-
-    def publish(self, release: Release) -> Desired:
-        """Publish a release and take a copy of the mirror."""
-        published = releases.publish(self.settings, release)
-        self.mirror = asyncio.run(_mirror(self.settings))
-        return Desired(published.digest, published.manifest, 0, "test")
-
-    def fetch(self, desired: Desired) -> Release:
-        """Fetch a release as the agent does."""
-        staging = self.folder / "incoming" / desired.release
-        staging.mkdir(parents=True, exist_ok=True)
-        root = releases.trusted_root(self.settings)
-        return updater.fetch(self.mirror.get, root, self.folder / "tuf", staging, desired)
-
-    def sign(self, change: Callable[[Timestamp], None], key: CryptoSigner | None = None) -> None:
-        """Put a changed timestamp into the mirror, signed with the install's key where no other is given."""
-        metadata: Metadata[Timestamp] = Metadata.from_bytes(self.mirror[TIMESTAMP])
-        change(metadata.signed)
-        metadata.sign(key or self.key("timestamp"))
-        self.mirror[TIMESTAMP] = metadata.to_bytes()
-
-    def key(self, role: Role) -> CryptoSigner:
-        """Return a role's key, which in these tests is the attacker's prey."""
-        return Keys(self.settings).signer(role, Trust(self.settings.secrets / "tuf").keyid(role))
-
-    def newest(self, role: str) -> Metadata[Any]:
-        """Return the mirror's newest metadata of a role other than timestamp."""
-        name = max((name for name in self.mirror if f".{role}.json" in name), key=_version)
-        return Metadata.from_bytes(self.mirror[name])
-
-    def put(self, role: str, metadata: Metadata[Any], *keys: Role) -> None:
-        """Sign a role's metadata with the keys of these roles, and put it into the mirror under its version."""
-        metadata.signatures.clear()
-        for key in keys:
-            metadata.sign(self.key(key), append=True)
-        self.mirror[f"metadata/{metadata.signed.version}.{role}.json.0"] = metadata.to_bytes()
-
-    def point_at(self, role: str, version: int) -> None:
-        """Have snapshot and timestamp, signed with their own keys, name a version of a role's metadata."""
-        snapshot = self.newest("snapshot")
-        snapshot.signed.version += 1
-        snapshot.signed.meta[f"{role}.json"].version = version
-        self.put("snapshot", snapshot, "snapshot")
-        self.sign(lambda timestamp: _name(timestamp, snapshot.signed.version))
 
 
 @pytest.fixture
@@ -128,7 +70,7 @@ def test_a_mirror_held_still_is_refused_until_it_is_refreshed(target: Target, mo
     with pytest.raises(ReleaseError, match="Expired"):
         target.fetch(wanted)
     assert releases.refresh(target.settings, later).renewed == ("releases", "snapshot", "timestamp")
-    target.mirror = asyncio.run(_mirror(target.settings))
+    target.mirror = asyncio.run(mirror_of(target.settings))
     assert target.fetch(wanted).digest == wanted.release
 
 
@@ -145,8 +87,8 @@ def test_a_snapshot_of_another_time_is_refused(target: Target) -> None:
     target.publish(make_release(model="mix", version=1))
     older = {name: data for name, data in target.mirror.items() if ".releases.json" in name}
     wanted = target.publish(make_release(model="mix", version=2, bias=1.0))
-    newest = max((name for name in target.mirror if ".releases.json" in name), key=_version)
-    target.mirror[newest] = older[max(older, key=_version)]
+    newest = max((name for name in target.mirror if ".releases.json" in name), key=version_of)
+    target.mirror[newest] = older[max(older, key=version_of)]
     with pytest.raises(ReleaseError, match="not trusted"):
         target.fetch(wanted)
 
@@ -212,7 +154,7 @@ def test_every_roles_expired_metadata_is_refused(target: Target, role: Role) -> 
     _expire(metadata.signed)
     target.put(role, metadata, role)
     if role == "snapshot":
-        target.sign(lambda timestamp: _name(timestamp, metadata.signed.version))
+        target.sign(lambda timestamp: name_snapshot(timestamp, metadata.signed.version))
     else:
         target.point_at(role, metadata.signed.version)
     with pytest.raises(ReleaseError, match=f"{role}.* is expired"):
@@ -332,22 +274,3 @@ class _Clock(SimpleNamespace):
 def _expire(signed: Signed) -> None:
     signed.version += 1
     signed.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
-
-
-def _name(timestamp: Timestamp, snapshot: int) -> None:
-    timestamp.version += 1
-    timestamp.snapshot_meta.version = snapshot
-
-
-def _version(name: str) -> int:
-    return int(name.removeprefix("metadata/").split(".")[0])
-
-
-async def _mirror(settings: Settings) -> dict[str, bytes]:
-    async with broker.platform(settings) as (_, js):
-        info = await js.stream_info("KV_releases", subjects_filter=">")
-        found = {}
-        for subject in info.state.subjects or {}:
-            message = await js.get_msg("KV_releases", subject=subject, direct=True)
-            found[subject.removeprefix("$KV.releases.")] = message.data or b""
-        return found

@@ -103,6 +103,32 @@ def test_releases_published_at_once_are_all_signed(install: Settings) -> None:
     assert len(listed) == 4 * 3
 
 
+def test_a_revoked_release_is_signed_no_longer(install: Settings) -> None:
+    """Revoked again it changes nothing; its neighbours stay; it is listed with its reason, and published no more."""
+    first, second = _release("recall"), _release("recall", version=2)
+    for release in (first, second):
+        releases.publish(install, release)
+    entry = releases.revoke(install, "recall/1", "wrong unit")
+    before = _objects(install)
+    assert releases.revoke(install, "recall/1", "once more") == entry
+    assert _objects(install) == before
+    names = {each.name: each.digest for each in releases.signed(install)}
+    assert ("recall/1" in names, names["recall/2"]) == (False, second.digest)
+    assert entry in releases.revoked(install)
+    with pytest.raises(ReleaseError, match=r"recall/1 was revoked .*: wrong unit"):
+        releases.publish(install, first)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("recall/9", "r"), ("../up", "r"), ("recall/2", ""), ("recall/2", "r" * 501)]
+)
+def test_what_cannot_be_revoked_is_named(install: Settings, name: str, reason: str) -> None:
+    """A release that is not there, or a reason that says nothing or too much."""
+    releases.publish(install, _release("recall", version=2))
+    with pytest.raises(ReleaseError, match="expected"):
+        releases.revoke(install, name, reason)
+
+
 def test_signing_keys_are_private(install: Settings) -> None:
     """Keys and the folder that holds them are for their owner alone."""
     releases.trusted_root(install)
@@ -134,7 +160,8 @@ def _number(name: str) -> int:
 async def _mirrored(settings: Settings, folder: str, name: str) -> list[int]:
     async with broker.platform(settings) as (_, js):
         info = await js.stream_info("KV_releases", subjects_filter=">")
-        subjects = sorted(s for s in info.state.subjects or {} if folder in s and name in s)
+        names = [s for s in info.state.subjects or {} if folder in s and f".{name}." in s]
+        subjects = sorted(s for s in names if ".from-" not in s)
         messages = [await js.get_msg("KV_releases", subject=s, direct=True) for s in subjects]
         return [len(message.data or b"") for message in messages]
 

@@ -34,6 +34,7 @@ class Desired(msgspec.Struct, frozen=True):
         shadow: digest of another release to run on the same windows, whose predictions are counted (`Shadow`) and
             never published; None where there is none. A shadow that fails is reported and leaves `release` alone.
         shadow_manifest: its manifest's path in the repository.
+        labels: the target's own, `key=value`, by which it takes its graph of a release that has one a group.
     """
 
     release: str
@@ -42,6 +43,7 @@ class Desired(msgspec.Struct, frozen=True):
     rollout: str
     shadow: str | None = None
     shadow_manifest: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 class Running(msgspec.Struct, frozen=True):

@@ -63,7 +63,7 @@ def judge(
     running = report.running
     release, proof = (running.release, running.proof) if running else (None, None)
     if running is not None and running.release == desired.release:
-        state, reason = _prove(running.proof, manifest)
+        state, reason = _prove(running.proof, manifest.suited(desired.labels))
     elif (reverted := report.reverted) and _same(reverted, desired):
         state, reason = State.FAILED, f"went back by itself: {reverted.reason[:TOLD]}"
     elif report.refused and report.attempted == desired.release and _answers(sighting, desired):
