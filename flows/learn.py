@@ -1,5 +1,7 @@
 """Learn: from readings in the lake to a registered model, for a recipe whose data need not come from the broker."""
 
+from datetime import datetime
+
 from prefect import flow
 from pydantic import AwareDatetime
 
@@ -8,7 +10,7 @@ from flows.preprocess import preprocess
 from flows.register import register
 from flows.train import train
 from flows.validate import validate
-from tasks.lifecycle import profiles_of
+from tasks.lifecycle import members_of, profiles_of
 from tasks.register import RegisterResult
 from tasks.train import TrainResult
 
@@ -18,8 +20,8 @@ def learn(
     recipe: Name = "turbine-power",
     as_of: AwareDatetime | None = None,
     include_late: bool = True,
-) -> RegisterResult | TrainResult:
-    """Validate, preprocess, train, register.
+) -> list[RegisterResult | TrainResult]:
+    """Validate, preprocess, train, register; a model for each of the recipe's groups, if it has any.
 
     Args:
         recipe: Name of a recipe, a file of `recipes/` without its ending.
@@ -29,6 +31,10 @@ def learn(
     """
     for profile in profiles_of(recipe):
         validate(profile)
+    return [_learn(name, as_of, include_late) for name in members_of(recipe)]
+
+
+def _learn(recipe: str, as_of: datetime | None, include_late: bool) -> RegisterResult | TrainResult:
     made = preprocess(recipe, as_of, include_late)
     trained = train(recipe, None, made.grid_version, made.windows_version)
     if as_of is not None:

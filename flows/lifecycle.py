@@ -11,7 +11,7 @@ from flows.register import register
 from flows.train import train
 from flows.validate import validate
 from tasks.acquire import QuietSeconds
-from tasks.lifecycle import Outcome, profiles_of, summarize
+from tasks.lifecycle import Learnt, Outcome, members_of, profiles_of, summarize
 
 
 @flow(name="lifecycle", timeout_seconds=4 * 3600, validate_parameters=True, on_cancellation=[stop_asking])
@@ -19,7 +19,7 @@ def lifecycle(
     recipe: Name = "turbine-power",
     quiet_seconds: QuietSeconds = 0,
 ) -> list[Outcome]:
-    """Acquire, validate, preprocess, train, register, deploy.
+    """Acquire, validate, preprocess, train, register, deploy; a model for each of the recipe's groups, if it has any.
 
     Args:
         recipe: Name of a recipe, a file of `recipes/` without its ending.
@@ -27,14 +27,18 @@ def lifecycle(
     """
     acquired = acquire(quiet_seconds)
     validated = [validate(profile) for profile in profiles_of(recipe)]
-    preprocessed = preprocess(recipe)
-    trained = train(recipe)
-    registered = register(recipe, trained.best.run_id)
+    learnt = [_learn(name) for name in members_of(recipe)]
     deployed = deploy(recipe)
-    outcomes = summarize(acquired, validated, preprocessed, trained, registered, deployed)
+    outcomes = summarize(acquired, validated, learnt, deployed)
     create_table_artifact(
         [{"stage": outcome.stage, "outcome": outcome.text} for outcome in outcomes],
         key="lifecycle",
         description=f"What one turn of the loop came to for {recipe}",
     )
     return outcomes
+
+
+def _learn(recipe: str) -> Learnt:
+    preprocessed = preprocess(recipe)
+    trained = train(recipe)
+    return Learnt(preprocessed, trained, register(recipe, trained.best.run_id))

@@ -14,7 +14,7 @@ from expectations.profiles import load_profile
 from fieldloop.domain.document import line_of
 from fieldloop.domain.errors import DocumentError
 from fieldloop.domain.parts import PARTS
-from fieldloop.domain.recipe import Recipe, load_recipe
+from fieldloop.domain.recipe import Recipe, load_recipe, recipe_file
 from fieldloop.stores.settings import Settings
 from tasks.examples import Examples, examples
 from tasks.leaks import leak, likenesses
@@ -83,7 +83,7 @@ def require_channels(settings: Settings, recipe: Recipe) -> None:
     Raises:
         DocumentError: names file and line, and the closest metric there is.
     """
-    path = settings.root / "recipes" / f"{recipe.name}.yaml"
+    path = recipe_file(settings.root, recipe.name)
     text, wrong = path.read_text(encoding="utf-8"), []
     places: list[tuple[tuple[str | int, ...], str]] = [
         (("channels", row, "metric"), metric) for row, metric in enumerate(recipe.inputs)

@@ -10,8 +10,9 @@ import onnxruntime
 from prefect import task
 
 from fieldloop.domain.alerts import Limits
+from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.profile import Profile
-from fieldloop.domain.recipe import load_recipe
+from fieldloop.domain.recipe import load_recipe, recipe_names
 from fieldloop.domain.release import (
     Budget,
     Canary,
@@ -29,6 +30,7 @@ from fieldloop.edge import model as edge_model
 from fieldloop.stores import registry, releases
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
+from tasks.groups import combine
 
 LINEAGE: Final = "lineage."  # tags of a version that say where it comes from
 
@@ -100,12 +102,31 @@ def release(settings: Settings, recipe: str, version: str) -> Released:
 
     Raises:
         StoreError: there is no such version, or a store refuses.
-        ReleaseError: the version's graph does not run on its own canary.
+        ReleaseError: the version's graph does not run on its own canary, or the release was revoked.
     """
-    found = registry.version(settings, recipe, version)
-    built = build(settings, recipe, found)
+    built = _built(settings, recipe, version)
+    manifest = built.open(built.digest)
     published = releases.publish(settings, built)
-    return Released(found.name, found.version, found.run_id, published.digest, published.manifest, published.new)
+    return Released(
+        manifest.model, manifest.version, manifest.run_id, published.digest, published.manifest, published.new
+    )
+
+
+def _built(settings: Settings, name: str, version: str) -> Release:
+    """Build a version's release; where the recipe has groups, one that holds the graph of each group's version."""
+    recipe = load_recipe(settings.root, name) if name in recipe_names(settings.root) else None
+    if recipe is None or recipe.groups is None:
+        return build(settings, name, registry.version(settings, name, version))
+    if version.isdecimal():
+        raise ReleaseError(
+            f"recipe {name} has a model a group, each with numbers of its own: expected `champion` or `challenger`, "
+            f"got {version}; point the alias to the wanted version of each"
+        )
+    members = {group: recipe.member(group).name for group in recipe.groups.of}
+    built = {
+        group: build(settings, name, registry.version(settings, member, version)) for group, member in members.items()
+    }
+    return combine(settings, recipe, built)
 
 
 def build(settings: Settings, recipe: str, version: ModelVersion) -> Release:

@@ -23,35 +23,36 @@ class Outcome:
     text: str
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What one model came from: its tables, its training and its registration."""
+
+    preprocessed: Preprocessed
+    trained: TrainResult
+    registered: RegisterResult
+
+
 @task(name="read recipe", timeout_seconds=60)
 def profiles_of(recipe: str) -> tuple[str, ...]:
     """Return the names of the device profiles that a recipe learns from."""
     return load_recipe(Settings().root, recipe).profiles
 
 
+@task(name="read groups", timeout_seconds=60)
+def members_of(recipe: str) -> tuple[str, ...]:
+    """Return the names of the recipes that are learnt from: one a group of the recipe, else itself."""
+    return tuple(member.name for member in load_recipe(Settings().root, recipe).members)
+
+
 def summarize(
-    acquired: Acquired,
-    validated: Sequence[ValidateResult],
-    preprocessed: Preprocessed,
-    trained: TrainResult,
-    registered: RegisterResult,
-    deployed: DeployResult,
+    acquired: Acquired, validated: Sequence[ValidateResult], learnt: Sequence[Learnt], deployed: DeployResult
 ) -> list[Outcome]:
     """Put one turn of the loop into lines for a person."""
     return [
         Outcome("acquire", f"{acquired.messages:,} messages in: {acquired.readings:,} new readings"),
         Outcome("acquire", f"{acquired.duplicates:,} duplicates dropped, {acquired.quarantined:,} quarantined"),
         *(outcome for result in validated for outcome in _validated(result)),
-        Outcome(
-            "preprocess",
-            f"{preprocessed.steps:,} grid steps of {len(preprocessed.devices)} devices{_reused(preprocessed)}",
-        ),
-        Outcome(
-            "preprocess",
-            f"{preprocessed.train:,} windows train, {preprocessed.validation:,} choose, {preprocessed.test:,} test",
-        ),
-        *(Outcome("train", _candidate(candidate)) for candidate in trained.candidates),
-        *_registered(registered),
+        *(outcome for each in learnt for outcome in _learnt(each)),
         Outcome("deploy", f"release {deployed.release[:12]} of {deployed.model} version {deployed.version}"),
         Outcome(
             "deploy",
@@ -68,6 +69,16 @@ def _validated(result: ValidateResult) -> list[Outcome]:
     ]
     outcomes += [Outcome("validate", f"set aside {device.device}: {device.reason}") for device in result.set_aside]
     return outcomes
+
+
+def _learnt(learnt: Learnt) -> list[Outcome]:
+    made = learnt.preprocessed
+    return [
+        Outcome("preprocess", f"{made.steps:,} grid steps of {len(made.devices)} devices{_reused(made)}"),
+        Outcome("preprocess", f"{made.train:,} windows train, {made.validation:,} choose, {made.test:,} test"),
+        *(Outcome("train", _candidate(candidate)) for candidate in learnt.trained.candidates),
+        *_registered(learnt.registered),
+    ]
 
 
 def _reused(preprocessed: Preprocessed) -> str:

@@ -34,6 +34,7 @@ from tasks.deploy import DeployResult, Released
 from tasks.rollback import end_rollout, mark, roll_back, supersede, withdraw
 from tasks.wave import BatchResult, Begun, Ended, run_batch
 
+SHOWN_TARGETS: Final = 10
 DECISION_S: Final = 86_400  # how long a person is waited for
 DECISION_POLL_S: Final = 2
 
@@ -162,6 +163,7 @@ def begin(settings: Settings, released: Released, labels: Sequence[str], plan: P
     manifest = releases.manifest_of(settings, released.published)
     served = {device for device, profile in fleet.devices(lake).items() if profile in manifest.profiles}
     chosen = select(fleet.targets(lake), labels, served)
+    refuse_unsuited(manifest, chosen)
     return asyncio.run(_begin(settings, released, manifest, chosen, labels, plan, runs))
 
 
@@ -186,6 +188,23 @@ def select(
             "enrol them with `fieldloop target add`"
         )
     return chosen
+
+
+def refuse_unsuited(manifest: Manifest, targets: Sequence[fleet.Target]) -> None:
+    """Refuse a rollout to targets for which the release has no graph, or more than one.
+
+    Raises:
+        ReleaseError: there are such; names some of them.
+    """
+    unsuited = []
+    for target in targets:
+        try:
+            manifest.suited(target.labels)
+        except ReleaseError as exc:
+            unsuited.append((target.name, str(exc)))
+    if unsuited:
+        names = ", ".join(name for name, _ in unsuited[:SHOWN_TARGETS])
+        raise ReleaseError(f"{len(unsuited)} of {len(targets)} targets ({names}): {unsuited[0][1]}")
 
 
 async def _begin(

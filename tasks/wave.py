@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -20,7 +20,8 @@ from fieldloop.domain.rollout.board import Board
 from fieldloop.domain.rollout.gates import Finding, answered, breached, judge_gates
 from fieldloop.domain.rollout.plan import LONGEST_S, Plan
 from fieldloop.domain.rollout.record import Membership, Phase, Rollout
-from fieldloop.stores import broker, releases, rollouts
+from fieldloop.stores import broker, fleet, releases, rollouts
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.rollouts import Head, now_us
 from fieldloop.stores.settings import Settings
 from tasks.progress import Logger, Progress
@@ -90,7 +91,8 @@ async def _run_batch(settings: Settings, begun: Begun, number: int, plan: Plan, 
         async with rollouts.watch(js, asked) as watch:
             if not head.rollout.active:
                 return _result(_as_ended(head.rollout), board, (), began)
-            orders = await _ask_batch(js, head.rollout, members, asked, members.batches[number - 1], plan)
+            labels = await asyncio.to_thread(_labels, settings) if manifest.variants else {}
+            orders = await _ask_batch(js, head.rollout, members, asked, members.batches[number - 1], plan, labels)
             board.ask(orders, now_us())
             progress = Progress(log, members, begun.waves)
             follower = _Follower(js, head, board, plan, number, number == len(members.batches), progress)
@@ -105,6 +107,7 @@ async def _ask_batch(
     asked: Sequence[str],
     batch: Sequence[str],
     plan: Plan,
+    labels: Mapping[str, tuple[str, ...]],
 ) -> dict[str, Desired]:
     """Ask a batch's targets that this rollout has not asked yet; return what all that were asked are asked for.
 
@@ -113,8 +116,9 @@ async def _ask_batch(
     held = await rollouts.held(js, asked)
     mine = {t: h.desired for t, h in held.items() if h.desired and h.desired.rollout == rollout.name}
     issued_us, earlier, shadow = now_us(), members.earlier(), plan.limits.quality.shadow
+    known = {**{target: each.desired.labels for target, each in held.items() if each.desired}, **labels}
     orders = {
-        target: _order(rollout, issued_us, *(earlier[target] if shadow else (NOTHING, "")))
+        target: _order(rollout, issued_us, known.get(target, ()), *(earlier[target] if shadow else (NOTHING, "")))
         for target in batch
         if target not in mine
     }
@@ -199,11 +203,17 @@ class _Follower:
         return None
 
 
-def _order(rollout: Rollout, issued_us: int, shadow: str, shadow_manifest: str) -> Desired:
+def _labels(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return every target's labels."""
+    return {target.name: target.labels for target in fleet.targets(Lake(settings))}
+
+
+def _order(rollout: Rollout, issued_us: int, labels: tuple[str, ...], shadow: str, shadow_manifest: str) -> Desired:
     """Return what a target is asked: the release, and what it ran before in shadow, where that was another."""
+    order = Desired(rollout.release, rollout.manifest, issued_us, rollout.name, labels=labels)
     if shadow in (NOTHING, rollout.release):
-        return Desired(rollout.release, rollout.manifest, issued_us, rollout.name)
-    return Desired(rollout.release, rollout.manifest, issued_us, rollout.name, shadow, shadow_manifest)
+        return order
+    return msgspec.structs.replace(order, shadow=shadow, shadow_manifest=shadow_manifest)
 
 
 async def _flow_state() -> StateType | None:

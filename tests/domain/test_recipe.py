@@ -169,3 +169,40 @@ def test_a_forecast_may_read_what_it_predicts() -> None:
     recipe = load(Recipe, text.replace("algorithm: ridge, penalty: 1.0", "algorithm: last_value"), "r.yaml")
     assert recipe.beside == ()
     assert recipe.lookahead == 6
+
+
+GROUPS = (
+    "groups: {label: site, of: {north: {include: ['R807[12]*']}, south: {include: ['R*'], exclude: ['R807[12]*']}}}"
+)
+
+
+def test_a_recipe_of_groups_is_a_recipe_for_each(tmp_path: Path) -> None:
+    """Each has a name and devices of its own, and is read by that name; what is learnt from is told apart."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "turbine-power.yaml").write_text(TEXT + GROUPS)
+    whole, north = (load_recipe(tmp_path, name) for name in ("turbine-power", "turbine-power--north"))
+    assert [member.name for member in whole.members] == ["turbine-power--north", "turbine-power--south"]
+    assert whole.members[0] == north
+    assert [north.devices.takes(device) for device in ("R80711", "R80736")] == [True, False]
+    assert [whole.members[1].devices.takes(device) for device in ("R80711", "R80736")] == [False, True]
+    assert len({each.digest for each in (whole, *whole.members)}) == 3
+    assert north.members == (north,)
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("turbine-power--west", "no group `west`; expected one of north, south"),
+    ("turbine--north", "no recipe `turbine--north`"),
+])  # fmt: skip
+def test_a_group_that_is_not_there_is_named(tmp_path: Path, name: str, reason: str) -> None:
+    """So is a recipe that has none of that name."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "turbine-power.yaml").write_text(TEXT + GROUPS)
+    with pytest.raises(DocumentError, match=reason):
+        load_recipe(tmp_path, name)
+
+
+def test_one_group_is_none() -> None:
+    """It would be the recipe itself; the error names the line."""
+    text = TEXT + "groups: {label: site, of: {north: {include: ['*']}}}"
+    with pytest.raises(DocumentError, match=rf"r\.yaml:{len(text.splitlines())}:.*groups"):
+        load(Recipe, text, "r.yaml")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from uuid import UUID
 
 import msgspec
@@ -12,7 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Paused, State
 
-from fieldloop.domain.errors import StoreError
+from fieldloop.domain.errors import ReleaseError, StoreError
 from fieldloop.domain.release import decode_canary
 from fieldloop.domain.rollout import NOTHING, Desired
 from fieldloop.domain.rollout.plan import Plan
@@ -24,6 +25,7 @@ from fieldloop.stores.settings import Settings
 from flows.deploy import deploy
 from tasks.deploy import build, release
 from tests.edge.targets import PROFILE, SPEC, Gateway, enrol, make_release, poll
+from tests.tasks.farm import TEXT
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
@@ -101,6 +103,25 @@ def test_the_flow_ends_when_every_target_has_proved(
         assert gateway.log.count("is desired") == 1
 
 
+def test_the_flow_takes_each_group_its_own_graph(
+    platform_environment: Settings, gateways: tuple[Gateway, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A champion a group, one release, one rollout, a proof by each graph's own canary."""
+    (tmp_path / "recipes").mkdir()
+    groups = "groups: {label: site, of: {north: {include: ['N*']}, south: {include: ['S*']}}}"
+    (tmp_path / "recipes" / "toy-groups.yaml").write_text(TEXT.replace("NAME", "toy-groups") + groups)
+    monkeypatch.setattr(Settings, "root", property(lambda _: tmp_path))
+    for site, bias in (("north", 1.0), ("south", 20.0)):
+        _register(platform_environment, bias, f"toy-groups--{site}")
+    with temporary_settings({PREFECT_API_URL: platform_environment.prefect_api}):
+        result = deploy("toy-groups", labels=["plant=toy"], plan=Plan())
+    assert (result.model, result.version, result.targets, result.proved, result.exact) == ("toy-groups", 1, 2, 2, 2)
+    reports = [gateway.report() for gateway in gateways]
+    assert len({report.running.proof.output_hash for report in reports if report and report.running}) == 2
+    with pytest.raises(ReleaseError, match="numbers of its own"):
+        release(platform_environment, "toy-groups", "1")
+
+
 def test_a_workers_run_is_paused_resumed_and_cancelled_from_prefect(
     platform: Settings, version: registry.ModelVersion, still: str
 ) -> None:
@@ -132,7 +153,7 @@ def test_a_workers_run_that_waits_for_a_person_is_cancelled_by_its_hook(
     assert _asked(platform, still) == NOTHING
 
 
-def _register(settings: Settings, bias: float) -> registry.ModelVersion:
+def _register(settings: Settings, bias: float, model: str = MODEL) -> registry.ModelVersion:
     """Log a run as training does, register it and make it champion."""
     import mlflow
     import mlflow.onnx
@@ -146,7 +167,7 @@ def _register(settings: Settings, bias: float) -> registry.ModelVersion:
         "canary": msgspec.json.encode({"inputs": decode_canary(toy.canary).inputs.tolist()}),
     }
     client = registry.client(settings)
-    experiment = client.create_experiment(MODEL)
+    experiment = client.create_experiment(model)
     run_id = client.create_run(experiment).info.run_id
     for name, data in files.items():
         client.log_text(run_id, data.decode(), f"release/{name}.json")
@@ -158,7 +179,7 @@ def _register(settings: Settings, bias: float) -> registry.ModelVersion:
             pip_requirements=["onnxruntime"],
             save_as_external_data=False,
         )
-    registered = registry.register(settings, MODEL, run_id, {"lineage.windows": "lake/windows@3"})
+    registered = registry.register(settings, model, run_id, {"lineage.windows": "lake/windows@3"})
     registry.point(settings, "champion", registered)
     return registered
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -16,24 +15,14 @@ from fieldloop.domain.errors import DocumentError
 from fieldloop.domain.profile import Channel as ProfileChannel
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe.candidates import SUITED, Candidate
+from fieldloop.domain.recipe.devices import GROUP, Devices, Groups
 from fieldloop.domain.recipe.inputs import LEAST_STEPS, MOST_CROSSED, Family, Grid, InputChannel, Window
 from fieldloop.domain.recipe.part import Name, Part, refuse_repeated
 from fieldloop.domain.recipe.rules import METRICS, Drift, Metric, Parity, Promotion, Release, Search
-from fieldloop.domain.recipe.split import AtRandom, ByRun, ByTime, Globs, Split
+from fieldloop.domain.recipe.split import AtRandom, ByRun, ByTime, Split
 from fieldloop.domain.recipe.target import UNIT_US, Class, Labels, Target, TimeToEvent, Value
 from fieldloop.domain.rollout.plan import Plan
 from fieldloop.domain.windows import CLOCK, WindowSpec
-
-
-class Devices(Part):
-    """Which devices of the recipe's profiles it is about: name patterns to take, and patterns to leave out."""
-
-    include: Globs = ("*",)
-    exclude: Globs = ()
-
-    def takes(self, device: str) -> bool:
-        """Tell whether a device belongs to the use case."""
-        return _matches(device, self.include) and not _matches(device, self.exclude)
 
 
 class Recipe(Part):
@@ -43,6 +32,7 @@ class Recipe(Part):
     description: str
     profiles: tuple[Name, ...] = Field(min_length=1)
     devices: Devices = Devices()
+    groups: Groups | None = None
     channels: tuple[InputChannel, ...] = Field(min_length=1, max_length=256)
     target: Target
     grid: Grid
@@ -219,7 +209,7 @@ class Recipe(Part):
     @property
     def digest(self) -> str:
         """SHA-256 of what a model depends on: not of layout and comments, nor of what is done with it."""
-        model = self.model_dump(mode="json", exclude={"engine", "promotion", "rollout", "drift"})
+        model = self.model_dump(mode="json", exclude={"engine", "groups", "promotion", "rollout", "drift"})
         model["promotion"] = {"metric": self.promotion.metric}  # it chooses among candidates
         content = json.dumps(model, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
@@ -235,6 +225,23 @@ class Recipe(Part):
         if isinstance(self.target, TimeToEvent) and self.target.cap is not None:
             return math.ceil(self.target.cap * UNIT_US[self.target.unit] / self.step_us)
         return self.target.horizon
+
+    @property
+    def members(self) -> tuple["Recipe", ...]:
+        """The recipes that are learnt from: one a group, else this one."""
+        return tuple(self.member(group) for group in self.groups.of) if self.groups else (self,)
+
+    def member(self, group: str) -> "Recipe":
+        """Return the recipe of a group: this one on the group's devices, with a model and tables of its own.
+
+        Raises:
+            DocumentError: there is no such group.
+        """
+        known = self.groups.of if self.groups else {}
+        if group not in known:
+            raise DocumentError(f"recipe {self.name}: no group `{group}`; expected one of {', '.join(known) or 'none'}")
+        devices = Devices(include=known[group].include, exclude=(*self.devices.exclude, *known[group].exclude))
+        return self.model_copy(update={"name": f"{self.name}{GROUP}{group}", "groups": None, "devices": devices})
 
     def metrics(self) -> tuple[Metric, ...]:
         """Return the metrics by which this kind of target is judged."""
@@ -288,24 +295,29 @@ class Recipe(Part):
 
 
 def load_recipe(root: Path, name: str) -> Recipe:
-    """Read `recipes/<name>.yaml` below the repository's root.
+    """Read `recipes/<name>.yaml` below the repository's root; `<recipe>--<group>` is the recipe of a group.
 
     Raises:
         DocumentError: if there is no such recipe, or it is not one; names file and line.
     """
-    path = root / "recipes" / f"{name}.yaml"
-    if name not in recipe_names(root):
-        raise DocumentError(f"no recipe `{name}` in {path.parent}; expected one of {', '.join(recipe_names(root))}")
+    path, known = root / "recipes" / f"{name}.yaml", recipe_names(root)
+    whole, _, group = name.partition(GROUP)
+    if name not in known and group and whole in known:
+        return load_recipe(root, whole).member(group)
+    if name not in known:
+        raise DocumentError(f"no recipe `{name}` in {path.parent}; expected one of {', '.join(known)}")
     recipe = load(Recipe, path.read_text(encoding="utf-8"), f"recipes/{path.name}")
     if recipe.name != name:
         raise DocumentError(f"recipes/{path.name}: name is `{recipe.name}`; expected the file's, `{name}`")
     return recipe
 
 
+def recipe_file(root: Path, name: str) -> Path:
+    """Return the file of a recipe, or of the recipe whose group it is."""
+    own = root / "recipes" / f"{name}.yaml"
+    return own if own.exists() else own.with_stem(name.partition(GROUP)[0])
+
+
 def recipe_names(root: Path) -> tuple[str, ...]:
     """Return the names of all recipes below the repository's root, sorted."""
     return tuple(sorted(path.stem for path in (root / "recipes").glob("*.yaml")))
-
-
-def _matches(device: str, patterns: Globs) -> bool:
-    return any(fnmatchcase(device, pattern) for pattern in patterns)
