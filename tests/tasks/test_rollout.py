@@ -15,8 +15,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Paused
+from typer.testing import CliRunner
 
 from benchmarks.toys import PROFILE_NAME, Toy, make
+from fieldloop.cli.main import app
 from fieldloop.domain.errors import OvertakenError, ReleaseError
 from fieldloop.domain.rollout.plan import Plan
 from fieldloop.domain.rollout.record import Phase, Rollout
@@ -151,7 +153,7 @@ def test_cancelled_in_prefect_nothing_is_left_to_happen(settings: Settings) -> N
 
 
 def test_a_target_whose_reports_cannot_be_used_is_shown_as_that(settings: Settings) -> None:
-    """It stops no rollout by itself, and the live artifact says why it is not proved."""
+    """It stops no rollout by itself; the live artifact and the list of targets say why it is not proved."""
     new, bad = _publish(settings, Toy(12)), b'{"target":"mute-1","at_us":0,"runtime":"1","served":{"windows":-1}}'
     _with(settings, lambda js: js.publish(f"$KV.{broker.REPORTED}.mute-1", bad))
     rolled = _roll(new, ANYHOW, MUTED)
@@ -161,6 +163,8 @@ def test_a_target_whose_reports_cannot_be_used_is_shown_as_that(settings: Settin
         shown = client.read_artifacts(artifact_filter=key, sort=ArtifactSort.CREATED_DESC, limit=1)[0].data
     assert "| mute-1 | silent | nothing | its last report cannot be read:" in str(shown)
     assert "| mute-2 | silent | nothing | has never reported" in str(shown)
+    listed = CliRunner().invoke(app, ["target", "list", "--label", MUTED[0]], env={"COLUMNS": "250"}).output
+    assert listed.count("its last report cannot be read") == 1
 
 
 def test_who_joins_later_gets_what_was_rolled_out(settings: Settings) -> None:
