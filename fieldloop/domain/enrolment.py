@@ -6,6 +6,7 @@ import msgspec
 
 from fieldloop.domain.errors import ReleaseError
 
+NOTICE: Final = "notice"  # under it the broker tells that a bucket's key has changed; what counts is the key
 REDELIVERY_S: Final = 10.0  # acknowledgement wait of a target's consumer; what a killed agent took comes again after it
 
 

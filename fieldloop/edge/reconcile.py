@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from fieldloop.domain.enrolment import AgentConfig
+from fieldloop.domain.enrolment import NOTICE, AgentConfig
 from fieldloop.domain.errors import ReleaseError, ServiceError
 from fieldloop.domain.release import chunk_key
 from fieldloop.domain.rollout import NOTHING, Desired
@@ -114,7 +114,7 @@ class Reconciler:
         def notice(_: Message) -> None:
             self.asked.set()
 
-        link.subscribe(f"$KV.desired.{self._config.target}", notice)
+        link.subscribe(f"{NOTICE}.$KV.desired.{self._config.target}", notice)
         while not link.closed.is_set():
             self.asked.clear()
             try:

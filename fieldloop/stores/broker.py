@@ -16,17 +16,21 @@ from nats.js.api import (
     ConsumerConfig,
     DeliverPolicy,
     KeyValueConfig,
+    RePublish,
     StorageType,
     StoreCompression,
     StreamConfig,
+    SubjectTransform,
 )
 
-from fieldloop.domain.enrolment import REDELIVERY_S
+from fieldloop.domain.enrolment import NOTICE, REDELIVERY_S
 from fieldloop.domain.errors import StoreError
 from fieldloop.stores.settings import Certificate, Settings
 
 READINGS, PREDICTIONS, ALERTS = "readings", "predictions", "alerts"
-RELEASES, DESIRED, REPORTED, ROLLOUTS = "releases", "desired", "reported", "rollouts"  # key-value buckets
+RELEASES, DESIRED, REPORTED, ROLLOUTS = "releases", "desired", "reported", "rollouts"
+BUCKETS = (RELEASES, DESIRED, REPORTED, ROLLOUTS)  # key-value buckets
+ENTRANCE = "_R_.entrance"  # the server refuses a client's message that names a subject under `_R_` for its answer
 
 KEEP_MESSAGES_S = timedelta(days=30).total_seconds()  # how long acquisition may stand still before messages expire
 KEEP_BYTES = 4 << 30  # of the readings, reserved on disk; beyond it the oldest go: flow *watch* tells long before
@@ -73,10 +77,14 @@ async def platform(settings: Settings) -> AsyncIterator[tuple[Client, JetStreamC
         await client.close()
 
 
-async def prepare(js: JetStreamContext) -> None:
-    """Create the streams and buckets that are missing; those that exist are left as they are.
+async def prepare(js: JetStreamContext, *, mapped: bool = False) -> None:
+    """Create the streams and buckets that are missing, and lead what is published to buckets through the entrance.
 
     They must be there before a device may connect: the MQTT listener acknowledges messages that no stream keeps.
+
+    Args:
+        js: the platform's connection.
+        mapped: the broker maps subjects as `entrances` says.
     """
     existing = {info.config.name for info in await js.streams_info()}
     streams = ((READINGS, ["devices.*.readings"]), (PREDICTIONS, ["predictions.*"]), (ALERTS, ["alerts.*"]))
@@ -93,9 +101,37 @@ async def prepare(js: JetStreamContext) -> None:
                     allow_direct=name != READINGS,  # a target looks up its own last message
                 )
             )
-    for bucket in (RELEASES, DESIRED, REPORTED, ROLLOUTS):
+    for bucket in BUCKETS:
         if f"KV_{bucket}" not in existing:
             await js.create_key_value(KeyValueConfig(bucket=bucket, history=1, direct=True, storage=StorageType.FILE))
+        if mapped:
+            await _lead(js, bucket)
+
+
+def entrances() -> dict[str, str]:
+    """Return to which subject the broker maps what clients publish to each bucket.
+
+    A client may name any subject for an answer, and JetStream, which may publish anywhere, sends the answer there: with
+    a read of its own message a gateway could write another's desired state (docs/adr/0013). Answers are not mapped, and
+    no client may name a subject under `_R_` for them: a bucket that hears one of those alone hears no answers.
+    """
+    return {_bucket(name): f"{ENTRANCE}.{_bucket(name)}" for name in BUCKETS}
+
+
+async def _lead(js: JetStreamContext, bucket: str) -> None:
+    """Have a bucket hear its entrance alone, and keep what comes under the bucket's own subjects."""
+    config = (await js.stream_info(f"KV_{bucket}")).config
+    own = _bucket(bucket)
+    heard = entrances()[own]
+    if config.subjects != [heard]:
+        config.subjects, config.subject_transform = [heard], SubjectTransform(heard, own)
+        if bucket == DESIRED:
+            config.republish = RePublish(own, f"{NOTICE}.{own}")
+        await js.update_stream(config)
+
+
+def _bucket(name: str) -> str:
+    return f"$KV.{name}.>"
 
 
 async def add_agent_consumer(js: JetStreamContext, target: str, devices: Sequence[str]) -> None:

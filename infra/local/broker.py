@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from fieldloop.stores.broker import entrances
 from fieldloop.stores.settings import Settings
 from infra.local.authority import server_certificate
 from infra.local.identities import users_file, write_users
@@ -51,6 +52,7 @@ mqtt {{
   listen: {json.dumps(f"{settings.host}:{settings.mqtt_port}")}
   tls {{ {_tls(settings)} }}
 }}
+mappings = {json.dumps(entrances())}
 authorization {{
   include {json.dumps(users_file(settings).name)}
 }}

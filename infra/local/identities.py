@@ -22,6 +22,7 @@ import nats.errors
 from cryptography.hazmat.primitives import serialization
 
 from fieldloop.domain.admission import TOKEN_KIND, TOKEN_S, Kind, Token, Welcome, signer_subject
+from fieldloop.domain.enrolment import NOTICE
 from fieldloop.domain.errors import ServiceError
 from fieldloop.edge import enrol, identity
 from fieldloop.stores import broker, releases
@@ -199,7 +200,10 @@ def _users(settings: Settings) -> Iterator[User]:
     for kind in roster.KINDS:
         for name, entry in roster.members(settings, kind):
             own = f"CN={name},OU={entry.generation},O={kind}"
-            yield _device(own, name) if kind == "device" else _user(own, _agent_publishes(name), _agent_hears(name))
+            if kind == "device":
+                yield _device(own, name)
+            else:
+                yield _user(own, _agent_publishes(name), _agent_hears(name))
             if entry.token_until_us > now_us:
                 door = f"CN={name},OU={entry.generation},O={kind}{TOKEN_KIND}"
                 yield _user(door, [signer_subject(kind, name)], [f"_INBOX.{name}{TOKEN_KIND}.>"])
@@ -224,7 +228,7 @@ def _agent_publishes(name: str) -> list[str]:
     return [
         "$JS.API.DIRECT.GET.KV_releases.>",
         f"$JS.API.DIRECT.GET.KV_desired.$KV.desired.{name}",
-        f"$KV.reported.{name}",
+        f"{broker.ENTRANCE}.$KV.reported.{name}",  # as the broker maps it
         f"predictions.{name}",
         f"alerts.{name}",
         f"$JS.API.DIRECT.GET.predictions.predictions.{name}",  # its own last ones, so that it sends none twice
@@ -236,7 +240,7 @@ def _agent_publishes(name: str) -> list[str]:
 
 
 def _agent_hears(name: str) -> list[str]:
-    return [f"_INBOX.{name}.>", f"$KV.desired.{name}"]
+    return [f"_INBOX.{name}.>", f"{NOTICE}.$KV.desired.{name}"]
 
 
 def _publish_users(settings: Settings) -> None:

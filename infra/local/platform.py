@@ -109,7 +109,7 @@ async def _prepare_broker(settings: Settings) -> None:
     from fieldloop.stores import broker as client
 
     async with client.platform(settings) as (_, streams):
-        await client.prepare(streams)
+        await client.prepare(streams, mapped=settings.nats_url is None)
 
 
 def _make_signing_keys(settings: Settings) -> None:

@@ -16,6 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
+from fieldloop.domain.enrolment import NOTICE
 from fieldloop.domain.rollout import Desired
 from fieldloop.stores import broker, rollouts
 from fieldloop.stores.settings import Settings
@@ -97,7 +98,7 @@ async def _run(settings: Settings, fleet: Fleet) -> Outcome:
             if gateway is not None and message.data:
                 gateway.ask(msgspec.json.decode(message.data, type=Desired), at_once)
 
-        await client.subscribe("$KV.desired.*", cb=notice)
+        await client.subscribe(f"{NOTICE}.$KV.desired.*", cb=notice)
         for name, held in (await rollouts.held(js, gateways)).items():
             if held.desired:
                 gateways[name].ask(held.desired, at_once)

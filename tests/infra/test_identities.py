@@ -1,6 +1,7 @@
 """The broker's rights, through the real listeners: a device is itself, an agent is itself, a stranger is nobody."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import threading
@@ -125,6 +126,24 @@ def test_an_agent_reads_and_reports_as_itself(enrolled: Settings) -> None:
     assert asyncio.run(_connected(enrolled, enrolled.certificate("target", "gate-1"), as_agent)) == []
 
 
+def test_an_agent_is_told_of_its_desired_state_and_of_no_others(enrolled: Settings) -> None:
+    """Once it is written."""
+    heard: list[tuple[str, bytes]] = []
+
+    async def listen(agent: Client) -> None:
+        subscription = await agent.subscribe("notice.$KV.desired.gate-1")
+        await agent.flush()
+        async with broker.platform(enrolled) as (_, streams):
+            await streams.publish("$KV.desired.gate-2", b"other")
+            await streams.publish("$KV.desired.gate-1", b"own")
+        message = await subscription.next_msg(WAIT_S)
+        heard.append((message.subject, message.data))
+
+    assert asyncio.run(_connected(enrolled, enrolled.certificate("target", "gate-1"), listen)) == []
+    assert heard == [("notice.$KV.desired.gate-1", b"own")]
+    asyncio.run(_purge(enrolled, "desired"))
+
+
 @pytest.mark.parametrize(
     "subject",
     [
@@ -151,7 +170,26 @@ def test_an_agent_publishes_nothing_else(enrolled: Settings, subject: str) -> No
     assert [subject.lower() in str(error).lower() for error in denied] == [True]
 
 
-@pytest.mark.parametrize("subject", [">", "devices.>", "predictions.>", "_INBOX.gate-2.>", "$KV.desired.gate-2"])
+@pytest.mark.parametrize("key", ["$KV.desired.gate-2", "$KV.reported.gate-2", "$KV.rollouts.head", "$KV.releases.root"])
+def test_an_agent_has_no_bucket_written_by_an_answer(enrolled: Settings, key: str) -> None:
+    """It reads its own message, or has one acknowledged, and names another's key as the place for the answer."""
+
+    async def act(agent: Client) -> None:
+        await agent.publish("predictions.gate-1", b"forged", reply=key)
+        await agent.publish("$JS.API.DIRECT.GET.predictions.predictions.gate-1", b"", reply=key)
+        await agent.flush()
+        for reply in (f"_R_.entrance.{key}", "_R_.entrance.$KV.desired.gate-1"):
+            with contextlib.suppress(nats.errors.Error):
+                await agent.publish("$JS.API.DIRECT.GET.predictions.predictions.gate-1", b"", reply=reply)
+                await agent.flush()
+
+    asyncio.run(_connected(enrolled, enrolled.certificate("target", "gate-1"), act))
+    assert not {key, "$KV.desired.gate-1"} & asyncio.run(_in_bucket(enrolled, key.split(".")[1])).keys()
+
+
+@pytest.mark.parametrize(
+    "subject", [">", "devices.>", "predictions.>", "_INBOX.gate-2.>", "$KV.desired.gate-1", "notice.$KV.desired.gate-2"]
+)
 def test_an_agent_hears_nothing_else(enrolled: Settings, subject: str) -> None:
     """Neither others' answers nor others' desired state."""
 
@@ -302,6 +340,16 @@ async def _count(settings: Settings, subject: str) -> int:
     async with broker.platform(settings) as (_, streams):
         infos = [await streams.stream_info(name, subjects_filter=subject) for name in ("readings", "predictions")]
     return sum(sum((info.state.subjects or {}).values()) for info in infos)
+
+
+async def _in_bucket(settings: Settings, bucket: str) -> dict[str, int]:
+    async with broker.platform(settings) as (_, streams):
+        return (await streams.stream_info(f"KV_{bucket}", subjects_filter=">")).state.subjects or {}
+
+
+async def _purge(settings: Settings, bucket: str) -> None:
+    async with broker.platform(settings) as (_, streams):
+        await streams.purge_stream(f"KV_{bucket}")
 
 
 def _contents(settings: Settings) -> dict[Path, bytes]:
