@@ -43,15 +43,16 @@ async def join(text: str, folder: Path) -> str:
 
     Args:
         text: the token.
-        folder: of the identity; made where it is not there, closed to others.
+        folder: of the identity; made where it is not there, then closed to others.
 
     Raises:
         EnrolmentError: the token or the request is refused.
         ServiceError: broker or signer do not answer.
     """
     token = decode_token(text)
-    files.make_folder(folder)
-    folder.chmod(0o700)
+    if not folder.exists():
+        files.make_folder(folder)
+        folder.chmod(0o700)
     pending = folder / f".key-{hashlib.sha256(token.certificate).hexdigest()[:16]}.pem"
     key = _pending_key(pending)
     certificate, welcome = await _enrol(token, key)

@@ -114,15 +114,14 @@ def revoke(settings: Settings, kind: Kind, names: Sequence[str]) -> None:
         shutil.rmtree(settings.identity_folder(kind, name), ignore_errors=True)
 
 
-def write_users(settings: Settings) -> str | None:
-    """Write the users file; return the mark by which the probe knows it, None where it has not changed."""
+def write_users(settings: Settings) -> str:
+    """Write the users file where it has changed; return the mark by which the probe knows it."""
     users = list(_users(settings))
     mark = hashlib.sha256(json.dumps(users).encode()).hexdigest()
     path = users_file(settings)
     data = f"users = {json.dumps([*users, _probe(mark)], indent=1)}\n".encode()  # NATS reads JSON
-    if path.exists() and path.read_bytes() == data:
-        return None
-    write_private(path, data)
+    if not path.exists() or path.read_bytes() != data:
+        write_private(path, data)
     return mark
 
 
@@ -246,24 +245,25 @@ def _agent_hears(name: str) -> list[str]:
 def _publish_users(settings: Settings) -> None:
     """Write the users, have the running broker read them, and wait until it has; a stopped one needs nothing."""
     mark, pid = write_users(settings), _broker(settings)
-    if mark is None or pid is None or settings.nats_url is not None:
-        return
-    os.kill(pid, signal.SIGHUP)
-    if not asyncio.run(_has_read(settings, mark)):
+    if pid is not None and settings.nats_url is None and not asyncio.run(_has_read(settings, mark, pid)):
         raise ServiceError(
             f"the broker has not taken up {users_file(settings)} in {ACCEPT_TIMEOUT_S:.0f} s; "
             f"see {settings.data_dir / 'logs' / 'nats.log'}"
         )
 
 
-async def _has_read(settings: Settings, mark: str) -> bool:
-    deadline = time.monotonic() + ACCEPT_TIMEOUT_S
+async def _has_read(settings: Settings, mark: str, pid: int) -> bool:
+    """Tell the broker to read its users again, unless it has these already; say whether it comes to have them."""
+    told, deadline = False, time.monotonic() + ACCEPT_TIMEOUT_S
     client = await broker.connect(settings, settings.certificate("authority", "probe"), "probe")
     try:
         while time.monotonic() < deadline:
             info = await client.request("$SYS.REQ.USER.INFO", b"", timeout=ACCEPT_TIMEOUT_S)
             if f"users.{mark}".encode() in info.data:
                 return True
+            if not told:
+                os.kill(pid, signal.SIGHUP)
+                told = True
             await asyncio.sleep(POLL_S)
     except (nats.errors.Error, TimeoutError):
         return False

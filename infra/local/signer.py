@@ -94,19 +94,22 @@ class Signer:
         except EnrolmentError as exc:
             logger.warning("refused: %s", exc)
             return Answer(refused=str(exc))
+        except OSError as exc:
+            logger.error("nothing was signed: %s", exc)
+            return Answer(refused="it could not be written down, so nothing was signed: try again later")
 
     def _grant(self, data: bytes) -> Answer:
         request = _request(data)
         holder, holder_key = self._holder(request)
-        wish = _wish(request.wish)
-        wanted, key = _subject(wish.subject), _strong(wish.public_key())
+        subject, key = _wish(request.wish)
+        wanted = _subject(subject)
         identity = roster.member(self._settings, wanted.member, wanted.name)
         if identity is None:
             raise EnrolmentError(f"{wanted} is not known, or was revoked: add it, and use the token that comes of it")
         if identity.generation != wanted.generation:
             raise EnrolmentError(f"this token or certificate of {wanted} was made void by a later one")
         life = self._allow(holder, holder_key, wanted, key, request.life_s)
-        certificate = sign(self._authority, wish.subject, key, life)
+        certificate = sign(self._authority, subject, key, life)
         der = certificate.public_bytes(serialization.Encoding.DER)
         if wanted.kind == wanted.member:
             self._note(wanted, key, certificate)
@@ -184,14 +187,16 @@ def _request(data: bytes) -> Request:
         raise EnrolmentError(f"not a request: {exc}") from exc
 
 
-def _wish(der: bytes) -> x509.CertificateSigningRequest:
+def _wish(der: bytes) -> tuple[x509.Name, PublicKey]:
+    """Return subject and key of a certificate signing request that its own key has signed."""
     try:
         wish = x509.load_der_x509_csr(der)
-        if not wish.is_signature_valid:
-            raise EnrolmentError("the certificate signing request is not signed by its own key")
+        subject, key, signed = wish.subject, _strong(wish.public_key()), wish.is_signature_valid
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise EnrolmentError(f"not a certificate signing request: {exc}") from exc
-    return wish
+    if not signed:
+        raise EnrolmentError("the certificate signing request is not signed by its own key")
+    return subject, key
 
 
 def _subject(name: x509.Name) -> Subject:
