@@ -5,8 +5,6 @@ appended meanwhile stays. Files are plain Parquet: any Delta reader reads them.
 """
 
 import io
-import json
-import math
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +21,8 @@ from deltalake.transaction import AddAction, RemoveAction
 from fieldloop.domain.errors import StoreError
 from fieldloop.stores import objects
 from fieldloop.stores.codes import with_sorted_codes
-from fieldloop.stores.lake import DELTA_ENCODED, PARTITIONS, Lake
+from fieldloop.stores.files import DELTA_ENCODED, statistics
+from fieldloop.stores.lake import PARQUET, PARTITIONS, Lake
 from fieldloop.stores.settings import Settings
 
 APPLICATION: Final = "maintain"  # of the application transactions, which keep two compactions apart
@@ -222,10 +221,10 @@ def _replace(settings: Settings, lake: Lake, table: str, group: Sequence[_File])
     written = encode(frame, LAYOUTS[table])
     folder = "".join(f"{name}={value}/" for name, value in partition.items())
     path = f"{folder}{MARK}{uuid.uuid4()}.parquet"
-    objects.put(objects.client(settings, "lake"), "lake", f"{table}/{path}", written, "application/vnd.apache.parquet")
+    objects.put(objects.client(settings, "lake"), "lake", f"{table}/{path}", written, PARQUET)
     now_ms = int(datetime.now(UTC).timestamp() * 1000)
     values: dict[str, str | None] = {name: str(value) for name, value in partition.items()}
-    add = AddAction(path, len(written), values, now_ms, False, _statistics(frame))
+    add = AddAction(path, len(written), values, now_ms, False, statistics(frame))
     removes = [RemoveAction(file.path, False, now_ms, file.bytes, values) for file in group]
     number = snapshot.transaction(APPLICATION) + 1
     try:
@@ -252,30 +251,3 @@ def _read(lake: Lake, table: str, group: Sequence[_File], partition: Mapping[str
     if len(frame) != expected:
         raise StoreError(f"table {table!r}: expected {expected:,} rows in {len(group)} files, got {len(frame):,}")
     return frame.drop(partition, strict=False)
-
-
-def _statistics(frame: pl.DataFrame) -> str:
-    """Return a file's statistics as Delta keeps them: JSON, times as ISO 8601."""
-    plain = [name for name, kind in frame.schema.items() if not isinstance(kind, pl.Binary | pl.List | pl.Boolean)]
-    least, most = (frame.select(getattr(pl.col(plain), which)()).row(0, named=True) for which in ("min", "max"))
-    return json.dumps(
-        {
-            "numRecords": len(frame),
-            "minValues": _stated(least),
-            "maxValues": _stated(most),
-            "nullCount": frame.null_count().row(0, named=True),
-        }
-    )
-
-
-def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what JSON can hold of a row of least or greatest values."""
-    known = {
-        name: value
-        for name, value in values.items()
-        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
-    }
-    return {
-        name: value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
-        for name, value in known.items()
-    }

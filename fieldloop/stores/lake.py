@@ -1,18 +1,20 @@
 """The lake: Delta tables on the object store, written with application transactions and read with Polars."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from fieldloop.domain.errors import StoreError
-from fieldloop.stores import objects
+from fieldloop.stores import files, objects
+from fieldloop.stores.files import DELTA_ENCODED
 from fieldloop.stores.settings import Settings
 
 TIME: Final = pl.Datetime("us", "UTC")
@@ -117,8 +119,8 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
     },
 }
 PARTITIONS: Final = {"readings": ["year"]}
-DELTA_ENCODED: Final = ("event_time", "arrival_time", "sequence", "step_time", "end_time")
 METADATA_PREFIX: Final = "fieldloop."
+PARQUET: Final = "application/vnd.apache.parquet"
 WRITES: Final = ("WRITE", "CREATE TABLE", "CREATE OR REPLACE TABLE")  # operations that decide which rows there are
 COMMITS: Final = 1_000  # of a table's history that are looked at, at most
 
@@ -354,19 +356,22 @@ class Lake:
             custom_metadata={f"{METADATA_PREFIX}{key}": str(value) for key, value in (metadata or {}).items()},
             app_transactions=[Transaction(*each) for each in transactions.items()] or None,
         )
-        parts = rows if isinstance(rows, _Parts) else _Parts([rows])
         try:
-            write_deltalake(
-                handle if handle is not None else self.uri(table),
-                parts.arrow(),
-                mode=mode,
-                schema_mode="overwrite" if mode == "overwrite" else None,
-                partition_by=PARTITIONS.get(table) if handle is None else None,
-                configuration=_log_kept(table) if handle is None else None,
-                storage_options=self.options,
-                commit_properties=properties,
-                writer_properties=writer_properties(parts.first),
-            )
+            if handle is not None and mode == "append" and isinstance(rows, pl.DataFrame) and _is_plain(table, rows):
+                files.append(handle, rows, PARTITIONS[table], self._put_into(table), properties)
+            else:
+                parts = rows if isinstance(rows, _Parts) else _Parts([rows])
+                write_deltalake(
+                    handle if handle is not None else self.uri(table),
+                    parts.arrow(),
+                    mode=mode,
+                    schema_mode="overwrite" if mode == "overwrite" else None,
+                    partition_by=PARTITIONS.get(table) if handle is None else None,
+                    configuration=_log_kept(table) if handle is None else None,
+                    storage_options=self.options,
+                    commit_properties=properties,
+                    writer_properties=writer_properties(parts.first),
+                )
         except CommitFailedError as exc:
             raise StoreError(
                 f"table {table!r}: another writer was quicker ({exc}); run again, nothing is lost"
@@ -377,6 +382,16 @@ class Lake:
         if version is None:
             raise StoreError(f"table {table!r} is gone right after it was written")
         return version
+
+    def _put_into(self, table: str) -> Callable[[str, bytes], None]:
+        store = objects.client(self.settings, "lake")
+        return lambda path, data: objects.put(store, "lake", f"{table}/{path}", data, PARQUET)
+
+
+def _is_plain(table: str, rows: pl.DataFrame) -> bool:
+    """Say whether these are rows of a partitioned table just as it is known, so that nothing has to be cast."""
+    kinds = {name: pl.String() if isinstance(kind, pl.Enum) else kind for name, kind in rows.schema.items()}
+    return table in PARTITIONS and len(rows) > 0 and kinds == dict(SCHEMAS[table])
 
 
 class _Parts:
@@ -418,7 +433,8 @@ def _log_kept(table: str) -> dict[str, str | None] | None:
 
 
 def _to_arrow(frame: pl.DataFrame) -> pa.Table:
-    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    """Return a frame as Arrow with texts as texts: files would tell Polars of an `Enum` that the table has not."""
+    return frame.with_columns(cs.enum().cast(pl.String)).to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 def _own_metadata(entry: Mapping[str, Any]) -> dict[str, str]:

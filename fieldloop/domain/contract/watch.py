@@ -130,8 +130,12 @@ class Watch:
 
 def _series(metric: int, name: str, owner: Ints, readings: Readings, rejects: Sequence[Reject]) -> Series:
     """Return one channel's readings of messages that are to be judged, with the values that no device can send."""
-    chosen = (readings.metric == metric) & (owner[readings.message] >= 0)
-    message, value, event_us = readings.message[chosen], readings.value[chosen], readings.event_us[chosen]
+    chosen = readings.metric == metric
+    if (owner < 0).any():
+        chosen &= owner[readings.message] >= 0
+    message, value, event_us = readings.message, readings.value, readings.event_us
+    if not chosen.all():
+        message, value, event_us = message[chosen], value[chosen], event_us[chosen]
     outside = [r for r in rejects if r.reason == Reason.OUT_OF_RANGE and r.metric == name and r.value is not None]
     if outside:
         rows = np.array([reject.message for reject in outside], dtype=np.int64)

@@ -107,7 +107,7 @@ def clock_fields(profile: Profile) -> tuple[str, ...]:
 def to_records(profile: Profile, messages: Messages, table: Table) -> Records:
     """Return the records of a table: times in UTC microseconds, values as numbers, and what was refused."""
     table = _own_records(profile, messages, table)
-    rows = np.array(table.rows, dtype=np.int64)
+    rows = np.asarray(table.rows, dtype=np.int64)
     devices = messages.devices if profile.clock.zone is None else [messages.devices[row] for row in table.rows]
     event_us = event_times(profile.clock, table.clock, devices, messages.arrival_us[rows], profile.cadence_us)
     rejects = list(table.rejects)
@@ -115,6 +115,8 @@ def to_records(profile: Profile, messages: Messages, table: Table) -> Records:
     for number, (channel, entries) in enumerate(zip(profile.channels, table.channels, strict=True)):
         values[:, number] = _values(channel, entries, table.rows, rejects)
     readable = event_us != NOT_A_TIME
+    if readable.all():
+        return Records(rows, event_us, values, rejects)
     rejects += [_no_time(profile, table, int(index)) for index in np.flatnonzero(~readable)]
     return Records(rows[readable], event_us[readable], values[readable], rejects)
 
