@@ -86,8 +86,8 @@ def enter(lake: Lake, of: Ancestry, versions: Versions) -> None:
     Raises:
         StoreError: the lake cannot be reached.
     """
-    transaction = (f"windows/{of.recipe}", versions.windows + 1)  # 0 stands for none
-    if lake.transaction(TABLE, transaction[0]) >= transaction[1]:
+    transaction = (f"windows/{of.recipe}@{versions.windows}", 1)
+    if lake.transaction(TABLE, transaction[0]):
         return
     index = lake.scan(f"windows/{of.recipe}", versions.windows).group_by("device")
     spans = index.agg(windows=pl.len(), first_time=pl.col("end_time").min(), last_time=pl.col("end_time").max())

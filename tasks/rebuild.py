@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx
+from pydantic import ValidationError
 
 from fieldloop.domain.difference import first_difference
 from fieldloop.domain.errors import StoreError
@@ -57,8 +58,7 @@ def rebuild(settings: Settings, version: ModelVersion, say: Callable[[str], None
             that its run recorded.
         TrainingError: the tables cannot be trained from.
     """
-    origin = origin_of_version(settings, version)
-    recipe = Recipe.model_validate_json(registry.artifact(settings, version, RECIPE))
+    origin, recipe = origin_of_version(settings, version), _recipe(settings, version)
     registered = registry.graph(settings, version)
     if digest(registered) != origin.graph:
         raise StoreError(
@@ -91,6 +91,18 @@ def origin_of_version(settings: Settings, version: ModelVersion) -> Origin:
             "not record what a model is made from; train and register again"
         )
     return decode(registry.artifact(settings, version, ORIGIN), version.run_id)
+
+
+def _recipe(settings: Settings, version: ModelVersion) -> Recipe:
+    """The recipe as it was, to be computed here, wherever it was computed then: the bits are the same."""
+    try:
+        recipe = Recipe.model_validate_json(registry.artifact(settings, version, RECIPE))
+    except ValidationError as exc:
+        raise StoreError(
+            f"{version.label}: the recipe that its run {version.run_id} kept cannot be read by this Fieldloop; "
+            f"check out the commit that `fieldloop model show {version.label}` names: {exc}"
+        ) from exc
+    return recipe.model_copy(update={"engine": "local"})
 
 
 def _circumstances(settings: Settings, origin: Origin) -> tuple[str, ...]:
