@@ -70,14 +70,14 @@ class Keys:
     def protect(self, passphrase: str, in_force: Collection[tuple[Role, str]]) -> None:
         """Encrypt the offline keys with another passphrase, and remove the file that was made for them.
 
-        Killed in between, it is done again with either passphrase.
+        Killed in between, some keys have the new one already; done again with the same, it goes on.
 
         Raises:
             ReleaseError: the passphrase is too short, or the one of before does not open a key.
         """
         if len(passphrase) < SHORTEST:
             raise ReleaseError(f"passphrase: expected at least {SHORTEST} characters, got {len(passphrase)}")
-        keys = [(role, keyid, self._read(role, keyid)) for role, keyid in in_force if role in OFFLINE]
+        keys = [(role, keyid, self._read_with_either(role, keyid, passphrase)) for role, keyid in in_force]
         before, self._passphrase = self._passphrase, passphrase
         for role, keyid, key in keys:
             self._write(role, keyid, key)
@@ -119,6 +119,17 @@ class Keys:
         if not isinstance(key, Ed25519PrivateKey) or CryptoSigner(key).public_key.keyid != keyid:
             raise ReleaseError(f"{path}: expected the {role} key {keyid}, got another: bring it back from a backup")
         return key
+
+    def _read_with_either(self, role: Role, keyid: str, following: str) -> Ed25519PrivateKey:
+        """Read a key with the passphrase of before, or with the following one where that failed."""
+        try:
+            return self._read(role, keyid)
+        except ReleaseError:
+            before, self._passphrase = self._passphrase, following
+            try:
+                return self._read(role, keyid)
+            finally:
+                self._passphrase = before
 
     def _stretched(self, keyid: str) -> bytes:
         """Return what encrypts a key: PEM's own 2,048 rounds are few against somebody who guesses passphrases."""

@@ -1,5 +1,6 @@
 """A release is taken back, or keys are replaced, under real agents, which never stand without a model."""
 
+import asyncio
 from datetime import UTC, datetime
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.release import Release
 from fieldloop.domain.rollout import Desired, Reported
-from fieldloop.stores import releases, rotation
+from fieldloop.domain.rollout.record import Before, Membership, Phase, Rollout
+from fieldloop.stores import broker, releases, rollouts, rotation
 from fieldloop.stores.rollouts import now_us
 from fieldloop.stores.signing import ROLES
+from tasks.rollback import recall
 from tests.edge.targets import Gateway, make_release, payload
 
 REASON = "trained on the wrong unit"
@@ -71,6 +74,34 @@ def test_a_target_without_another_release_runs_on_until_there_is_one(gateway: Ga
     gateway.desire(other)
     report = gateway.await_running(other)
     assert _settled(gateway, report).previous is None
+
+
+def test_a_rollout_of_a_revoked_release_ends(gateway: Gateway) -> None:
+    """Its targets are asked for what they ran before, and it is written down why."""
+    first, second = (make_release(model=gateway.target, version=n, bias=float(n)) for n in (1, 2))
+    old, new = (releases.publish(gateway.settings, release) for release in (first, second))
+    began = now_us()
+    rollout = Rollout(f"{gateway.target}-2", began, "toy", gateway.target, 2, new.digest, new.manifest)
+    members = Membership(((gateway.target,),), (Before(old.digest, old.manifest, (gateway.target,)),))
+
+    async def begin() -> None:
+        async with broker.platform(gateway.settings) as (_, js):
+            await rollouts.begin(js, rollout, members)
+
+    async def ended() -> tuple[Rollout, Desired | None]:
+        async with broker.platform(gateway.settings) as (_, js):
+            held = await rollouts.held(js, [gateway.target])
+            return (await rollouts.head(js, rollout.name)).rollout, held[gateway.target].desired
+
+    asyncio.run(begin())
+    gateway.order(Desired(new.digest, new.manifest, began, rollout.name))
+    entry = releases.revoke(gateway.settings, f"{gateway.target}/2", REASON)
+    assert recall(gateway.settings, entry.digest, REASON) == (rollout.name,)
+    head, desired = asyncio.run(ended())
+    assert (head.phase, head.findings) == (Phase.CANCELLED, (f"revoked: {REASON}",))
+    assert desired is not None
+    assert desired.release == first.digest
+    assert recall(gateway.settings, entry.digest, REASON) == ()
 
 
 def test_a_running_agent_follows_new_keys(running: tuple[Gateway, Release, Release]) -> None:

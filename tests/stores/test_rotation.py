@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -17,7 +18,7 @@ from fieldloop.edge import updater
 from fieldloop.stores import broker, objects, releases, rotation
 from fieldloop.stores.private import private_folder
 from fieldloop.stores.settings import Settings
-from fieldloop.stores.signing import ROLES, Role
+from fieldloop.stores.signing import ROLES, Keys, Role
 from fieldloop.stores.trust import LIFETIME
 from tests.edge.targets import make_release
 
@@ -163,6 +164,25 @@ def test_protected_keys_want_their_passphrase_and_releases_do_not(install: Setti
     file.write_text(f"{PASSPHRASE}\n")
     given = install.model_copy(update={"keys_passphrase_file": file})
     assert rotation.check(given, None, now, timedelta(days=60)) == ()
+
+
+def test_a_change_of_passphrase_that_was_killed_goes_on(install: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One key has the new passphrase, the other not yet: neither is lost."""
+    releases.trusted_root(install)
+    written = Keys._write
+
+    def killed(keys: Keys, role: Role, keyid: str, key: Any) -> None:
+        if role == "targets":
+            raise StoreError("killed")
+        written(keys, role, keyid, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Keys, "_write", killed)
+        with pytest.raises(StoreError, match="killed"):
+            rotation.protect(install, PASSPHRASE, None)
+    rotation.protect(install, PASSPHRASE, None)
+    assert not Keys(install).unprotected()
+    assert rotation.check(install, lambda _: PASSPHRASE, datetime.now(UTC), timedelta(days=60)) == ()
 
 
 def test_a_short_passphrase_is_refused(install: Settings) -> None:
