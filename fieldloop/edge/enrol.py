@@ -148,11 +148,11 @@ def _write(
     folder: Path, token: Token, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate, welcome: Welcome
 ) -> None:
     """Write the folder; the identity, which an agent cannot start without, comes last."""
-    files.write_atomic(folder / AUTHORITY, ssl.DER_cert_to_PEM_cert(token.authority).encode())
+    files.write_private(folder / AUTHORITY, ssl.DER_cert_to_PEM_cert(token.authority).encode())
     if token.kind == "target":
-        files.write_atomic(folder / ROOT, welcome.trusted_root)
+        files.write_private(folder / ROOT, welcome.trusted_root)
         config = AgentConfig(token.name, welcome.devices, welcome.broker, IDENTITY, AUTHORITY, ROOT, "state")
-        files.write_atomic(folder / CONFIG, msgspec.json.format(msgspec.json.encode(config), indent=2))
+        files.write_private(folder / CONFIG, msgspec.json.format(msgspec.json.encode(config), indent=2))
     files.write_private(folder / IDENTITY, identity.pem_identity(key, certificate))
 
 
