@@ -7,7 +7,7 @@ is `GROWTH - 1` wide relative to its values (DDSketch, Masson et al., VLDB 2019,
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from operator import lt
 from typing import Final
 
 import msgspec
@@ -43,7 +43,7 @@ class Sketch(msgspec.Struct, frozen=True):
         keys, counts = self.keys, self.counts
         if len(keys) != len(counts):
             raise ValueError(f"sketch: expected a count a bucket, got {len(counts)} for {len(keys)} buckets")
-        if keys and not (keys[0] >= -_TOP and keys[-1] <= _TOP + 1 and all(a < b for a, b in pairwise(keys))):
+        if keys and not (keys[0] >= -_TOP and keys[-1] <= _TOP + 1 and all(map(lt, keys, keys[1:]))):
             raise ValueError(f"sketch: expected buckets from {-_TOP} to {_TOP}, ascending")
         if self.missing < 0 or min(counts, default=1) < 1:
             raise ValueError("sketch: expected counts of at least 1")
