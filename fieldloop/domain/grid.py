@@ -36,24 +36,25 @@ class DeviceGrid:
         if not len(rows):
             return np.zeros((0, len(self.values), length), dtype=np.float32)
         first = int(np.searchsorted(self.steps, self.steps[rows[0]] - length, side="right"))
-        seen = slice(first, int(rows[-1]) + 1)
-        dense, ends = self._dense(seen, length)
+        dense, ends = self._dense(first, rows, length)
         starts = ends[rows - first] - length + 1
         return np.ascontiguousarray(sliding_window_view(dense, length, axis=1)[:, starts].transpose(1, 0, 2))
 
-    def _dense(self, seen: slice, length: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Values of some steps with those between them that are missing, and where each of the steps is now.
+    def _dense(self, first: int, rows: NDArray[np.int64], length: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Values of the steps from `first` on with those that are missing between, and where each of them is now.
 
         Before the first step, and between two that lie further apart, `length` steps stand for all that are missing.
         """
-        steps = self.steps[seen]
+        seen = slice(first, int(rows[-1]) + 1)
+        steps, values = self.steps[seen], self.values[:, seen]
         if steps[-1] - steps[0] == len(steps) - 1:
-            missing = np.full((len(self.values), length - 1), np.nan, dtype=np.float32)
-            return np.concatenate([missing, self.values[:, seen]], axis=1), np.arange(len(steps)) + length - 1
+            before = length - 1 - (int(rows[0]) - first)
+            missing = np.full((len(values), before), np.nan, dtype=np.float32)
+            return np.concatenate([missing, values], axis=1) if before else values, np.arange(len(steps)) + before
         gaps = np.minimum(np.diff(steps, prepend=steps[0] - length), length)
         ends = np.cumsum(gaps) - 1
-        dense = np.full((len(self.values), int(ends[-1]) + 1), np.nan, dtype=np.float32)
-        dense[:, ends] = self.values[:, seen]
+        dense = np.full((len(values), int(ends[-1]) + 1), np.nan, dtype=np.float32)
+        dense[:, ends] = values
         return dense, ends
 
 
