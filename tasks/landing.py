@@ -5,7 +5,7 @@ what is refused first, then the readings. A batch that comes again changes nothi
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from expectations.profiles import load_profile
+from fieldloop.domain.carry import Carried, Carry
 from fieldloop.domain.errors import DocumentError
 from fieldloop.domain.harmonize import harmonize, harmonize_table
 from fieldloop.domain.payloads.records import Table
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Named, Readings, Reason, Reject
 from fieldloop.domain.windows import OUT_OF_STREAM
-from fieldloop.stores import fleet
+from fieldloop.stores import carried, fleet
 from fieldloop.stores.lake import SCHEMAS, Lake, Snapshot
 from tasks.contracts import Contracts
 
@@ -32,12 +33,13 @@ STORED = ("device", "event_time", "metric")  # what a message brought stays toge
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of messages, the rows of table `readings` in them, and what was refused."""
+    """A batch of messages, the rows of table `readings` in them, what was refused, and what is left for later ones."""
 
     messages: Messages
     subjects: Sequence[str]
     rows: pl.DataFrame
     rejects: Sequence[Reject]
+    left: Sequence[tuple[str, int, Carried]]
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Landing:
         Raises:
             StoreError: the lake cannot be reached, or another writer of these applications committed at the same time.
         """
+        carried.keep(self._lake, batch.left)
         self._quarantine = self._lake.renewed(self._quarantine)
         quarantined = quarantine(
             self._lake,
@@ -145,8 +148,19 @@ class Landing:
 class Decoder:
     """Harmonizes messages of all devices of the fleet, by their profiles as they are now."""
 
-    def __init__(self, lake: Lake, root: Path, space: str = "", *, remember: bool = True) -> None:
-        """Remember where fleet and profiles are, whose positions are judged, and whether to keep what is learnt."""
+    def __init__(
+        self, lake: Lake, root: Path, space: str = "", *, carry: Carry | None = None, remember: bool = True
+    ) -> None:
+        """Remember where fleet and profiles are, whose positions are judged, and whether to keep what is learnt.
+
+        Args:
+            lake: where tables and memory are.
+            root: where the device profiles lie.
+            space: see `Contracts`.
+            carry: what devices have left behind; where None, nothing.
+            remember: see `Contracts`.
+        """
+        self.carry = carry or Carry()
         self.contracts = Contracts(lake, root, space, remember=remember)
         self._lake = lake
         self._root = root
@@ -160,6 +174,7 @@ class Decoder:
             messages: in order of arrival.
             replay: the replay that brings them; 0 for messages as they come.
         """
+        messages = replace(messages, carry=self.carry)
         rejects: list[Reject] = []
         senders = [(self._profile(name), rows) for name, rows in self._by_profile(messages.devices)]
         # In the profile's order, so that the channels of a record are in order as they come.
@@ -196,6 +211,7 @@ class Decoder:
             table: their raw entries where they came in columns; else the payloads are read.
             judged: whether the contract watch looks at them; they must have been admitted then.
         """
+        messages = replace(messages, carry=self.carry)
         readings, refused = harmonize(profile, messages) if table is None else harmonize_table(profile, messages, table)
         if judged:
             readings, refused = self.contracts.judge(profile, messages, readings, refused)

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from fieldloop.domain.readings import Messages, Named
+from fieldloop.stores.carried import from_position
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import SLOTS
 from tasks.landing import Batch, Decoder, Landed, Landing
@@ -58,7 +59,7 @@ class Partition:
     def __init__(self, lake: Lake, root: Path, slots: tuple[int, ...]) -> None:
         self._slots = slots
         self._positions = positions(lake)
-        self._decoder = Decoder(lake, root)
+        self._decoder = Decoder(lake, root, carry=from_position(lake, min(self._positions[slot] for slot in slots)))
         self._landing = Landing(lake, application_of)
 
     def prepare(self, messages: Messages, subjects: Named) -> tuple[Batch, int]:
@@ -67,7 +68,8 @@ class Partition:
 
     def decode(self, part: Part) -> tuple[Batch, int]:
         """Return the part decoded; changes nothing outside."""
-        return Batch(part.messages, part.subjects, *self._decoder.decode(part.messages)), part.last
+        rows, rejects = self._decoder.decode(part.messages)
+        return Batch(part.messages, part.subjects, rows, rejects, self._decoder.carry.learnt()), part.last
 
     def close(self) -> None:
         """Keep what was learnt of the devices; call it when all is committed."""

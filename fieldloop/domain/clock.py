@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldloop.domain.carry import Carry
 from fieldloop.domain.columns import Coded, Column, Stamps, to_floats
 from fieldloop.domain.profile import Clock
 from fieldloop.domain.zone import local_to_utc_us
@@ -28,6 +29,8 @@ def event_times(
     devices: Sequence[str],
     arrival_us: NDArray[np.int64],
     cadence_us: int,
+    sequence: NDArray[np.int64],
+    carry: Carry,
 ) -> NDArray[np.int64]:
     """Return UTC microseconds ([N] int64); `NOT_A_TIME` where a record's time cannot be read.
 
@@ -39,6 +42,8 @@ def event_times(
         devices: [N] whose records they are, in order of arrival.
         arrival_us: [N] int64, when they arrived, UTC.
         cadence_us: regular distance of two records of one device.
+        sequence: [N] int64, place of their messages in the stream.
+        carry: where the devices' clocks stood before them in an hour that comes twice; is brought up to date.
     """
     if clock.kind == "arrival":
         return arrival_us.copy()
@@ -54,7 +59,7 @@ def event_times(
         return np.where(local, NOT_A_TIME, times)
     rows = np.flatnonzero(local & (times != NOT_A_TIME))
     owners = [devices[row] for row in rows.tolist()]
-    times[rows] = local_to_utc_us(clock.zone, times[rows], owners, arrival_us[rows], cadence_us)
+    times[rows] = local_to_utc_us(clock.zone, times[rows], owners, arrival_us[rows], cadence_us, sequence[rows], carry)
     return times
 
 

@@ -5,12 +5,14 @@ columns of `Readings` point to it instead of repeating them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fieldloop.domain.carry import Carry
 
 
 class Reason(StrEnum):
@@ -21,6 +23,7 @@ class Reason(StrEnum):
     UNKNOWN_DEVICE = "unknown device"
     WRONG_DEVICE = "wrong device"
     UNKNOWN_METRIC = "unknown metric"
+    NO_BIRTH = "alias without a birth"
     UNKNOWN_UNIT = "unknown unit"
     WRONG_TYPE = "wrong type"
     NO_EVENT_TIME = "no event time"
@@ -122,12 +125,14 @@ class Messages:
         arrival_us: [M] int64, UTC microseconds, the broker's stamp.
         sequence: [M] int64, position in the source's stream, increasing.
         payloads: [M] raw bytes.
+        carry: what earlier messages of the same devices have left behind; reading these adds to it.
     """
 
     devices: Sequence[str]
     arrival_us: NDArray[np.int64]
     sequence: NDArray[np.int64]
     payloads: Sequence[bytes]
+    carry: Carry = field(default_factory=Carry)
 
     def take(self, rows: NDArray[np.int64]) -> "Messages":
         """Return the messages at these rows ([K] int64), in their order."""
@@ -138,6 +143,7 @@ class Messages:
             self.arrival_us[rows],
             self.sequence[rows],
             Packed.of(self.payloads).take(rows),
+            self.carry,
         )
 
 

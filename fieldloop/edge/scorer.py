@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fieldloop.domain import alerts, predictions
 from fieldloop.domain.alerts import Alert
+from fieldloop.domain.carry import Carried, Carry
 from fieldloop.domain.harmonize import harmonize
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages
@@ -57,6 +58,7 @@ class _Saved(msgspec.Struct, frozen=True):
     position: Position
     streams: dict[str, bytes]
     spooled: int
+    carried: list[tuple[str, int, Carried]] = []
 
 
 class Scorer:
@@ -73,6 +75,7 @@ class Scorer:
         self._codes: dict[str, NDArray[np.int64]] = {}  # by profile of the manifest, see `WindowSpec.channel_codes`
         self._streams: dict[str, WindowStream] = {}
         self._known: set[tuple[str, int]] = set()
+        self._carry = Carry()
         self.position = Position()
 
     def take(self, manifest: Manifest, deliveries: Sequence[Delivery], position: Position) -> Windows:
@@ -85,13 +88,14 @@ class Scorer:
             else:
                 of = deliveries if len(rows) == len(deliveries) else [deliveries[row] for row in rows]
                 self._find(manifest.profiles[name], self._codes[name], of, found)
+        self._carry.newest()
         self.position = position
         return self._windows(found, manifest.window)
 
     def state(self, spooled: int) -> bytes:
         """Return all that `restore` needs to go on after a restart, and how many messages were spooled by then."""
         streams = {device: stream.state() for device, stream in self._streams.items()}
-        return msgspec.msgpack.encode(_Saved(self._spec, self.position, streams, spooled))
+        return msgspec.msgpack.encode(_Saved(self._spec, self.position, streams, spooled, self._carry.newest()))
 
     def restore(self, state: bytes) -> int:
         """Go back to a state; return how many messages were spooled by then.
@@ -105,6 +109,7 @@ class Scorer:
         if spec is not None:
             streams = {device: WindowStream.restore(spec, data) for device, data in saved.streams.items()}
         self._spec, self._streams, self.position = spec, streams, saved.position
+        self._carry = Carry(saved.carried)
         return saved.spooled
 
     def leave_out(self, payloads: Sequence[bytes]) -> None:
@@ -137,7 +142,7 @@ class Scorer:
         """Push the messages of devices of one profile, each to its device's stream."""
         spec = self._spec
         assert spec is not None  # noqa: S101 - `_use` has set it
-        readings, rejects = harmonize(profile, _messages(deliveries))
+        readings, rejects = harmonize(profile, _messages(deliveries, self._carry))
         found.errors += len(rejects)
         channel = codes[readings.metric].tolist()
         event_us, value = readings.event_us.tolist(), readings.value.tolist()
@@ -201,10 +206,11 @@ def alarm(target: str, release: str, manifest: Manifest, windows: Windows, value
     return found
 
 
-def _messages(deliveries: Sequence[Delivery]) -> Messages:
+def _messages(deliveries: Sequence[Delivery], carry: Carry) -> Messages:
     return Messages(
         [delivery.device for delivery in deliveries],
         np.array([delivery.position.arrived_us for delivery in deliveries], dtype=np.int64),
         np.array([delivery.position.stream for delivery in deliveries], dtype=np.int64),
         [delivery.payload for delivery in deliveries],
+        carry,
     )

@@ -41,6 +41,7 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "replay": pl.Int64,  # the replay that this row came out of; 0 for what was refused as it came
         "payload": pl.Binary,
     },
+    "carried": {"device": pl.String, "sequence": pl.Int64, "state": pl.Binary},  # see `stores.carried`
     "replays": {"replay": pl.Int64, "began_at": TIME},
     "predictions": {
         "target": pl.String,

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fieldloop.domain.carry import Carry
 from fieldloop.domain.clock import NOT_A_TIME, event_times
 from fieldloop.domain.profile import Clock, Zone
 
@@ -19,7 +20,7 @@ moments = st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1), timezones=off
 
 def read(clock: Clock, *columns: list[object]) -> list[int]:
     count = len(columns[0])
-    return event_times(clock, columns, ["d"] * count, np.full(count, 7), 1).tolist()
+    return event_times(clock, columns, ["d"] * count, np.full(count, 7), 1, np.arange(count), Carry()).tolist()
 
 
 @given(st.lists(moments.map(lambda moment: moment.replace(microsecond=0)), min_size=1, max_size=20))
@@ -99,4 +100,5 @@ def test_a_day_that_is_none_is_marked(parts):
 
 def test_a_device_without_a_clock_has_the_time_of_arrival():
     """The broker's stamp."""
-    assert event_times(Clock("", "arrival"), (), ["d", "d"], np.array([5, 6]), 1).tolist() == [5, 6]
+    found = event_times(Clock("", "arrival"), (), ["d", "d"], np.array([5, 6]), 1, np.arange(2), Carry())
+    assert found.tolist() == [5, 6]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expectations.zones import compile_zone
+from fieldloop.domain.carry import Carry
 from fieldloop.domain.zone import local_to_utc_us
 
 EPOCH = datetime(1970, 1, 1)
@@ -21,7 +22,14 @@ def us(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(microseconds=1)
 
 
-def utc_minutes(local: list[str], arrival: list[datetime], cadence_min: int = 10, devices: str = "") -> list[int]:
+def utc_minutes(
+    local: list[str],
+    arrival: list[datetime],
+    cadence_min: int = 10,
+    devices: str = "",
+    sequence: list[int] | None = None,
+    carry: Carry | None = None,
+) -> list[int]:
     """Return minutes after midnight UTC of times of the night in which Paris sets its clocks back."""
     times = [us(AUTUMN) + (int(t[:2]) * 60 + int(t[3:])) * MINUTE_US for t in local]
     got = local_to_utc_us(
@@ -30,6 +38,8 @@ def utc_minutes(local: list[str], arrival: list[datetime], cadence_min: int = 10
         list(devices) or ["d"] * len(local),
         np.array([us(each) for each in arrival]),
         cadence_min * MINUTE_US,
+        np.array(sequence or range(1, len(local) + 1)),
+        carry or Carry(),
     )
     return ((got - us(AUTUMN)) // MINUTE_US).tolist()
 
@@ -48,6 +58,8 @@ def test_a_backlog_without_order_equals_the_first_moment_of_the_standard_library
         [str(number) for number in range(count)],
         np.full(count, us(datetime(2200, 1, 1))),
         MINUTE_US,
+        np.arange(count),
+        Carry(),
     )
     expected = [us(time.replace(tzinfo=zone).astimezone(UTC).replace(tzinfo=None)) for time in times]
     assert got.tolist() == expected
@@ -86,5 +98,6 @@ def test_devices_are_settled_apart():
 def test_an_hour_in_one_message_is_the_first_pass_when_its_end_cannot_be_the_second():
     """Sent at 03:00 of the first pass: its first reading might just be of the second, its last cannot."""
     local = ["02:00", "02:10", "02:20", "02:30", "02:40", "02:50"]
-    assert utc_minutes(local, [AUTUMN + timedelta(hours=1)] * 6) == [0, 10, 20, 30, 40, 50]
-    assert utc_minutes(local, [AUTUMN + timedelta(hours=2)] * 6) == [60, 70, 80, 90, 100, 110]
+    one = [1] * 6
+    assert utc_minutes(local, [AUTUMN + timedelta(hours=1)] * 6, sequence=one) == [0, 10, 20, 30, 40, 50]
+    assert utc_minutes(local, [AUTUMN + timedelta(hours=2)] * 6, sequence=one) == [60, 70, 80, 90, 100, 110]

@@ -109,7 +109,15 @@ def to_records(profile: Profile, messages: Messages, table: Table) -> Records:
     table = _own_records(profile, messages, table)
     rows = np.asarray(table.rows, dtype=np.int64)
     devices = messages.devices if profile.clock.zone is None else [messages.devices[row] for row in table.rows]
-    event_us = event_times(profile.clock, table.clock, devices, messages.arrival_us[rows], profile.cadence_us)
+    event_us = event_times(
+        profile.clock,
+        table.clock,
+        devices,
+        messages.arrival_us[rows],
+        profile.cadence_us,
+        messages.sequence[rows],
+        messages.carry,
+    )
     rejects = list(table.rejects)
     values = np.empty((len(rows), len(profile.channels)), dtype=np.float64)
     for number, (channel, entries) in enumerate(zip(profile.channels, table.channels, strict=True)):

@@ -54,7 +54,7 @@ def test_two_values_of_one_metric_and_time_are_both_kept():
         ({"name": "temp", "is_null": True}, []),
         ({"name": "bdSeq", "long_value": 3}, []),
         ({"name": "new", "double_value": 1.0}, [Reason.UNKNOWN_METRIC]),
-        ({"alias": 9, "double_value": 1.0}, [Reason.UNKNOWN_METRIC]),
+        ({"alias": 9, "double_value": 1.0}, [Reason.NO_BIRTH]),
         ({"name": "temp", "boolean_value": True}, [Reason.WRONG_TYPE]),
         ({"name": "temp", "template_value": b"12"}, [Reason.WRONG_TYPE]),
         ({"name": "temp", "timestamp": 1 << 63, "double_value": 1.0}, [Reason.NO_EVENT_TIME]),
