@@ -26,7 +26,7 @@ from benchmarks.figure import Figure
 from benchmarks.ingest import BEGIN_MS, DEVICES, BenchSettings, data_plane
 from fieldloop.stores import broker
 from fieldloop.stores.lake import Lake
-from fieldloop.stores.settings import Settings
+from fieldloop.stores.settings import LEAN, Settings
 
 MILLIONS: Final = "20"
 METRICS: Final = ("flow", "load", "pressure", "speed", "temperature")
@@ -135,6 +135,7 @@ def _validate(settings: Settings) -> dict[str, Any]:
 
 def _in_a_process(settings: Settings, work: Callable[[Settings], dict[str, Any]]) -> dict[str, Any]:
     """Run it in a process of its own, and watch its memory and that of what it starts."""
+    os.environ.update(LEAN)  # as the platform's worker has it
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(work, settings.model_dump(), theirs))

@@ -24,8 +24,9 @@ def acquire(
         partitions: Of how many parts. 1 drains everything, on all cores of one machine.
     """
     began = datetime.now(UTC)
-    acquired = drain_readings(quiet_seconds, Share(partition, partitions))
-    settled = settle_doubts(began)
+    share = Share(partition, partitions)
+    acquired = drain_readings(quiet_seconds, share)
+    settled = settle_doubts(began, share)
     report = f"{describe(acquired)}\n{describe_settled(settled)}"
     create_markdown_artifact(report, key="acquire", description="What the last acquisition brought in")
     if acquired.readings:

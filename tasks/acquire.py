@@ -88,13 +88,16 @@ class Share:
         return CONSUMER if self.of == 1 else f"{CONSUMER}-{self.number}-of-{self.of}"
 
 
+WHOLE: Final = Share()
+
+
 @task(name="drain readings", retries=3, retry_delay_seconds=5, timeout_seconds=3600, tags=["broker", "lake"])
 def drain_readings(quiet_s: float, share: Share) -> Acquired:
     """Drain stream `readings`, or a share of it, into the lake."""
     return acquire(Settings(), quiet_s, share)
 
 
-def acquire(settings: Settings, quiet_s: float = 0, share: Share = Share()) -> Acquired:
+def acquire(settings: Settings, quiet_s: float = 0, share: Share = WHOLE) -> Acquired:
     """Drain stream `readings` into the tables `readings` and `quarantine`.
 
     Args:
@@ -106,7 +109,7 @@ def acquire(settings: Settings, quiet_s: float = 0, share: Share = Share()) -> A
         StoreError: broker or lake cannot be reached, or another writer committed at the same time.
     """
     lake = Lake(settings)
-    for table in ("readings", "quarantine"):
+    for table in ("readings", "quarantine", "carried"):
         lake.create(table)
     at = positions(lake)
     after = min(at[slot] for slot in share.slots)

@@ -217,12 +217,12 @@ def waiting_devices(rows: pl.LazyFrame, reason: Reason) -> dict[str, set[str]]:
     return {device: set(spaces) for device, spaces in found.iter_rows()}
 
 
-def readmit_mended(lake: Lake, root: Path) -> tuple[str, ...]:
-    """Readmit the suspended devices whose profile was mended; return their names."""
+def readmit_mended(lake: Lake, root: Path, slots: Collection[int]) -> tuple[str, ...]:
+    """Readmit the suspended devices of these slots whose profile was mended; return their names."""
     profiles = fleet.devices(lake)
     prints: dict[str, str] = {}
     for name, standing in standings(lake).items():
-        if standing.suspended and name in profiles:
+        if standing.suspended and name in profiles and slot_of(name) in slots:
             try:
                 print_now = fingerprint(load_profile(root, profiles[name]))
             except DocumentError:

@@ -23,7 +23,7 @@ import numpy as np
 from fieldloop.domain.errors import FieldloopError, StoreError
 from fieldloop.domain.readings import Messages, Named, Packed
 from fieldloop.stores.lake import Lake
-from fieldloop.stores.settings import Settings
+from fieldloop.stores.settings import LEAN, Settings
 from tasks.landing import Batch, Landed
 from tasks.partitions import Part, Partition, own_part, positions
 
@@ -117,7 +117,7 @@ class _Worker:
     def start(cls, settings: Settings, slots: tuple[int, ...]) -> "_Worker":
         ours, theirs = Pipe()
         argv = [sys.executable, "-m", "tasks.crew", str(theirs.fileno()), str(settings.root), *map(str, slots)]
-        environment = {**os.environ, **settings.environment()}
+        environment = {**LEAN, **os.environ, **settings.environment()}
         process = subprocess.Popen(argv, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         return cls(ours, process)

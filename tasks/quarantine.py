@@ -13,12 +13,13 @@ import polars as pl
 
 from fieldloop.domain.readings import Messages
 from fieldloop.domain.windows import OUT_OF_STREAM
+from fieldloop.stores import carried
 from fieldloop.stores.history import enter_replay
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
 from tasks.contracts import SPACE
 from tasks.landing import Decoder, new_readings, refused
-from tasks.partitions import APPLICATIONS as ACQUISITION
+from tasks.partitions import application_of
 
 APPLICATION: Final = "replay"  # of the application transactions; its version is the number of the replay
 REPLAYED: Final = "replayed"  # reason of the row that says a message is good now
@@ -125,7 +126,8 @@ def replay(settings: Settings, choice: Choice) -> Replayed:
     total = Replayed()
     for space, batch in _batches(lake, choice):
         if space not in decoders:
-            decoders[space] = Decoder(lake, settings.root, space, remember=False)
+            carry = None if space else carried.whole(lake)  # positions are those of the stream
+            decoders[space] = Decoder(lake, settings.root, space, carry=carry, remember=False)
         total += _replay_batch(lake, decoders[space], batch)
     return total
 
@@ -160,13 +162,15 @@ def _replay_batch(lake: Lake, decoder: Decoder, batch: pl.DataFrame) -> Replayed
     decoded, rejects = decoder.decode(placed, number)
     if not batch["subject"].str.starts_with("devices.").all():
         decoded = decoded.with_columns(sequence=pl.lit(OUT_OF_STREAM, pl.Int64))
+    carried.keep(lake, decoder.carry.learnt())
     fresh = new_readings(readings, decoded)
     still = refused(messages, rows["subject"].to_list(), rejects, number)
     settled = _settled(rows, still, number)
     transaction = (APPLICATION, number)
+    acquiring = sorted(set(map(application_of, rows["device"].unique())))  # others share no reading with these
     if len(fresh):
         enter_replay(lake, number)
-        lake.append("readings", fresh, transaction, snapshot=readings, unless=ACQUISITION)
+        lake.append("readings", fresh, transaction, snapshot=readings, unless=acquiring)
     lake.append("quarantine", pl.concat([still, settled]), transaction, snapshot=quarantine)
     return Replayed(len(rows), len(fresh), len(decoded) - len(fresh), len(settled), len(still))
 

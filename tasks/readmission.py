@@ -18,8 +18,10 @@ from fieldloop.stores import fleet
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from fieldloop.stores.standing import By, Standing, readmit, standings, suspend
+from tasks.acquire import WHOLE, Share
 from tasks.contracts import fingerprint, held_devices, readmit_mended, suspended_since, waiting_devices
 from tasks.quarantine import Choice, Replayed, replay, waiting
+from tasks.slots import slot_of
 
 
 @dataclass(frozen=True)
@@ -40,30 +42,36 @@ class Settled:
 
 
 @task(name="settle doubts", retries=3, retry_delay_seconds=5, timeout_seconds=3600, tags=["lake"])
-def settle_doubts(since: datetime) -> Settled:
+def settle_doubts(since: datetime, share: Share = WHOLE) -> Settled:
     """Readmit devices with a mended profile, release what is in doubt no more, and name who was set aside."""
-    return settle(Settings(), since)
+    return settle(Settings(), since, share)
 
 
-def settle(settings: Settings, since: datetime) -> Settled:
+def settle(settings: Settings, since: datetime, share: Share = WHOLE) -> Settled:
     """Land what is held or set aside no more; changes nothing where there is nothing of the kind.
 
     Args:
         settings: where the services are.
         since: devices that were set aside after this moment are named.
+        share: whose devices; a run that drains a part leaves the others to those that drain them.
 
     Raises:
         StoreError: the lake cannot be reached, or acquisition committed at the same time.
     """
     lake = Lake(settings)
-    mended = readmit_mended(lake, settings.root)
+    mended = readmit_mended(lake, settings.root, share.slots)
     readings = sum(_land(settings, device).readings for device in mended)
-    doubted = waiting_devices(waiting(lake), Reason.IN_DOUBT)
+    doubted = {
+        device: spaces
+        for device, spaces in waiting_devices(waiting(lake), Reason.IN_DOUBT).items()
+        if slot_of(device) in share.slots
+    }
     aside = {name for name, standing in standings(lake).items() if standing.suspended}
     spaces = {space for device in doubted.keys() - aside for space in doubted[device]}
     released = doubted.keys() - aside - held_devices(lake, settings.root, spaces)
     readings += sum(_land(settings, device).readings for device in sorted(released))
-    return Settled(suspended_since(lake, since), mended, tuple(sorted(released)), readings)
+    suspended = tuple(each for each in suspended_since(lake, since) if slot_of(each.device) in share.slots)
+    return Settled(suspended, mended, tuple(sorted(released)), readings)
 
 
 def describe_settled(settled: Settled) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 
 from fieldloop.domain.errors import ServiceError
 from fieldloop.stores.objects import REGION
-from fieldloop.stores.settings import Settings
+from fieldloop.stores.settings import LEAN, Settings
 from infra.local.keys import private_folder
 from infra.local.stack import Port, Spec, base_environment
 
@@ -111,6 +111,7 @@ def mlflow_spec(settings: Settings) -> Spec:
 def flow_environment(settings: Settings) -> dict[str, str]:
     """Return the environment of the worker and, through it, of every flow run; no secrets."""
     return {
+        **LEAN,
         **_prefect_environment(settings),
         **settings.environment(),
         "PREFECT_LOGGING_EXTRA_LOGGERS": "fieldloop,tasks",

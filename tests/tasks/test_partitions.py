@@ -1,6 +1,9 @@
 """Partitions of the stream: any number of them, another one every time, and everything lands once."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import polars as pl
@@ -20,6 +23,16 @@ from tasks.partitions import positions, slot_of, slots_of
 
 DEVICES = tuple(f"P{number:02}" for number in range(24))
 READINGS = 2  # a record
+SHARE = """
+import sys
+from fieldloop.stores import drain
+from fieldloop.stores.settings import Settings
+from tasks.acquire import Share, acquire
+drain.BATCH_MESSAGES = 100
+print("ready", flush=True)
+sys.stdin.readline()
+print(acquire(Settings(), share=Share(int(sys.argv[1]), 2)).readings)
+"""
 
 Publish = Callable[[Sequence[tuple[str, bytes]]], None]
 
@@ -89,6 +102,39 @@ def test_another_number_of_partitions_every_time(
     again = acquire(data_plane)
     assert (again.messages, again.readings, again.quarantined) == (0, 0, 0)
     assert_all_once(data_plane, 3)
+
+
+def test_two_workers_drain_one_backlog_at_the_same_time(data_plane: Settings, publish: Publish) -> None:
+    """Each takes a share, in a process of its own, commit by commit beside the other: all lands once."""
+    before = len(Lake(data_plane).scan("readings").collect())
+    rounds = range(50, 56)
+    publish([message for number in rounds for message in round_of_messages(number)])
+    lone = Lake(data_plane).version("readings")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARE, str(number)],
+            env={**os.environ, **data_plane.environment()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in (1, 2)
+    ]
+    pipes = [(worker.stdin, worker.stdout) for worker in workers if worker.stdin and worker.stdout]
+    assert [out.readline() for _, out in pipes] == ["ready\n"] * 2
+    for into, _ in pipes:
+        into.write("go\n")
+        into.flush()
+    said = [worker.communicate(timeout=60)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    landed = [int(text) for text in said]
+    assert min(landed) > 0
+    readings = Lake(data_plane).scan("readings").collect()
+    assert len(readings) == readings.select(KEY).n_unique() == before + sum(landed)
+    minutes = readings["event_time"].dt.minute()
+    assert readings.filter(minutes.is_in(list(rounds))).height == len(DEVICES) * READINGS * len(rounds)
+    assert Lake(data_plane).version("readings") > (lone or 0) + 2  # several commits each
+    assert acquire(data_plane).messages == 0
 
 
 def test_a_run_says_who_sent_again_and_what_landed(data_plane: Settings, publish: Publish) -> None:
