@@ -102,3 +102,41 @@ def test_a_cold_front_is_weather() -> None:
     front = celsius(1900)[1300:] - np.minimum(np.arange(600), 12)
     assert [finding for finding in judge(watch, 1300, front) if finding.certain] == []
     assert watch.held() == {}
+
+
+def gusts(devices: int, readings: int) -> np.ndarray:
+    """Wind as many devices have it: its swings are a share of its level."""
+    random = np.random.default_rng(3)
+    calm = np.exp(np.cumsum(random.normal(0, 0.02, (devices, readings)), axis=1))
+    return np.round(np.maximum(6 * calm * (1 + random.normal(0, 0.1, calm.shape)), 0), 2)
+
+
+def blow(watch: Watch, first: int, values: np.ndarray) -> list[Finding]:
+    """All devices' readings, six a message."""
+    devices, readings = values.shape
+    hours = readings // 6
+    who = np.tile(np.arange(devices), hours)
+    number = np.repeat(np.arange(first // 6, first // 6 + hours), devices)
+    sequence = number * devices + who + 1
+    event_us = BEGIN_US + (number[:, None] * 6 + np.arange(6)) * STEP_US
+    messages = Messages([f"d{d}" for d in who], event_us[:, -1] + 2_000_000, sequence, [b""] * len(who))
+    value = values.reshape(devices, hours, 6).transpose(1, 0, 2)
+    count = value.size
+    message = np.repeat(np.arange(len(who)), 6)
+    return watch.judge(messages, Readings(message, np.zeros(count, np.int16), event_us.ravel(), value.ravel()), [])
+
+
+def test_a_doubling_that_no_device_of_the_fleet_ever_showed_is_found_by_its_ratio() -> None:
+    """m/s become km/h on one of sixty gusty devices, after a batch border and a restart; the others are left alone."""
+    promise = Promise("wind", 0, 500, (Change("km/h", 3.6, 0.0), Change("knot", 1.944, 0.0)))
+    watch = Watch([promise], STEP_US)
+    values = gusts(60, 2160)
+    values[7, 2100:] *= 3.6
+    found = [
+        each for first in range(0, 2100, 36) for each in blow(watch, first, values[:, first : min(first + 36, 2100)])
+    ]
+    assert [each for each in found if each.certain] == []
+    again = Watch([promise], STEP_US)
+    absorb(again, keep(watch, list(watch.devices)))
+    certain = [each for each in blow(again, 2100, values[:, 2100:]) if each.certain]
+    assert [(each.device, each.change, each.since) for each in certain] == [("d7", "km/h", 2100 // 6 * 60 + 8)]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fieldloop.domain.contract.history import Floats, History, Ints, Usual
 from fieldloop.domain.contract.points import ENOUGH, Points, Series, choose
 from fieldloop.domain.contract.promise import Change, Promise
+from fieldloop.domain.contract.ratios import RatioWatch
 
 LEARNT: Final = 1_000  # readings after which a history is good enough to judge by
 NEAR_CADENCES: Final = 2.5  # two readings further apart are no neighbours
@@ -102,6 +103,7 @@ class LevelWatch:
         self.promise = promise
         self.history = History.empty(0)
         self.open: dict[int, Open] = {}
+        self.ratios = RatioWatch(promise, NEAR_CADENCES * cadence_us)
         self._near_us = NEAR_CADENCES * cadence_us
 
     def judge(self, series: Series, sequence: Ints) -> list[Verdict]:
@@ -122,6 +124,10 @@ class LevelWatch:
             every, *_ = choose(series, known.last, known.last_us, np.full(len(enough), len(series.value)))
             found = {owner: verdict for owner, verdict in found.items() if owner not in again}
             found |= self._judge(every.of(np.array(again)), np.array(again), sequence)
+        for jumped in self.ratios.judge(series, sequence):
+            if jumped.owner not in found or not found[jumped.owner].certain:
+                found[jumped.owner] = Verdict(jumped.owner, jumped.since, jumped.change, True, jumped.strength)
+                self.open.pop(jumped.owner, None)
         self._learn(points, owners, sequence, found)
         known.last[owners], known.last_us[owners] = last, last_us
         return list(found.values())
@@ -130,6 +136,12 @@ class LevelWatch:
         """Learn a device anew."""
         self.open.pop(owner, None)
         self.history.put(np.array([owner]), History.empty(1))
+        self.ratios.history.forget(owner)
+
+    def extend(self, devices: int) -> None:
+        """Make room for so many devices in all."""
+        self.history.extend(devices)
+        self.ratios.history.extend(devices)
 
     def _judge(self, points: Points, owners: Ints, sequence: Ints) -> dict[int, Verdict]:
         """Return the strongest verdict of each owner; opens remembers what is not settled."""

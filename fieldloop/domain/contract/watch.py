@@ -123,7 +123,7 @@ class Watch:
             more = np.zeros(capacity - len(self.judged), dtype=np.int64)
             self.judged, self.turn = np.concatenate([self.judged, more]), np.concatenate([self.turn, more])
             for levels in self.levels:
-                levels.history.extend(capacity)
+                levels.extend(capacity)
             self.clocks.history.extend(capacity)
         return row
 
