@@ -38,8 +38,8 @@ class _Kept(msgspec.Struct, frozen=True):
     turn: bytes
     clocks: Columns
     levels: dict[str, Columns]
-    ratios: dict[str, Columns]
     open: dict[str, tuple[_OpenKept, ...]]
+    ratios: dict[str, Columns] = {}
 
 
 def keep(watch: Watch, devices: Sequence[str]) -> bytes:
@@ -53,7 +53,6 @@ def keep(watch: Watch, devices: Sequence[str]) -> bytes:
             _raw(watch.turn[rows]),
             _columns(watch.clocks.history, rows),
             {levels.promise.metric: _columns(levels.history, rows) for levels in watch.levels},
-            {levels.promise.metric: _columns(levels.ratios.history, rows) for levels in watch.levels},
             {
                 levels.promise.metric: tuple(
                     _OpenKept(place[row], levels.promise.changes[onset.change].name, onset.onset, onset.since,
@@ -62,6 +61,7 @@ def keep(watch: Watch, devices: Sequence[str]) -> bytes:
                 )
                 for levels in watch.levels
             },
+            {levels.promise.metric: _columns(levels.ratios.history, rows) for levels in watch.levels},
         )
     )  # fmt: skip
 
@@ -81,7 +81,8 @@ def absorb(watch: Watch, data: bytes) -> None:
         if levels.promise.metric not in kept.levels:
             continue
         _fill(levels.history, rows, kept.levels[levels.promise.metric])
-        _fill(levels.ratios.history, rows, kept.ratios[levels.promise.metric])
+        if levels.promise.metric in kept.ratios:
+            _fill(levels.ratios.history, rows, kept.ratios[levels.promise.metric])
         number = {change.name: place for place, change in enumerate(levels.promise.changes)}
         for each in kept.open[levels.promise.metric]:
             if each.change in number:

@@ -77,7 +77,7 @@ def choose(series: Series, last: Floats, last_us: Ints, enough: Ints) -> tuple[P
         last_us: [G] int64, its event time.
         enough: [G] int64, how many points to choose of each owner, about; twice as many readings are all taken.
     """
-    starts, lengths, owner = _runs(series)
+    starts, lengths, owner = runs(series)
     ends = starts + lengths - 1
     first = np.diff(owner, prepend=-2) != 0
     before = np.roll(ends, 1)
@@ -106,7 +106,7 @@ def choose(series: Series, last: Floats, last_us: Ints, enough: Ints) -> tuple[P
     return points, owner[closing], series.value[final], series.event_us[final]
 
 
-def _runs(series: Series) -> tuple[Ints, Ints, Ints]:
+def runs(series: Series) -> tuple[Ints, Ints, Ints]:
     """Return where each message's readings begin, how many they are and whose, by owner and then in order."""
     starts = np.flatnonzero(np.diff(series.message, prepend=-1))
     lengths = np.diff(np.append(starts, len(series.message)))

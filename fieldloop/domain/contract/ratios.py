@@ -2,7 +2,7 @@
 
 For channels that cannot be negative, such as wind, whose size swings with their level: doubling says more of them than
 any difference. A jump is the logarithm of three readings' mean over that of the three before. How large jumps are is
-learnt a device; how much larger than that one can be by nature, from the largest jump of all devices of the profile.
+learnt a device; how much larger than that one can be by nature, from the largest jumps of all devices of the profile.
 One is a change if it exceeds that by a margin and if a known change explains it: undone, the jump is an ordinary one.
 """
 
@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldloop.domain.contract.history import Floats, Ints
-from fieldloop.domain.contract.points import Series
+from fieldloop.domain.contract.points import ENOUGH, Series, runs
 from fieldloop.domain.contract.promise import Promise
 
 SIDE: Final = 3  # readings on each side of a jump
 LEARNT: Final = 300  # jumps of a device after which it is known how large they usually are
 FLEET: Final = 100_000.0  # further jumps, of all devices, before anyone is judged: so rare a jump has been seen
-MARGIN: Final = 1.4  # times the fleet's largest jump, in the devices' own usual ones; honest ones reached 1.32
+MARGIN: Final = 1.5  # times the largest jump that one device in fifty exceeds, in the devices' own usual ones
+AMONG: Final = 0.98  # of the devices: a single one of a large fleet does not raise the bar for all
+MOST: Final = 2 * ENOUGH  # readings of a device and batch that are looked at; of more, the last ones
 USUAL: Final = 2.5  # of a jump that is an ordinary one, likewise
 
 _FLOOR: Final = 0.1  # of a device's mean, added to all values: near zero, ratios mean nothing
@@ -99,13 +101,12 @@ class RatioWatch:
             series: the channel's readings, those outside the physical range too.
             sequence: [M] int64, stream sequence of each message of the batch.
         """
-        owner = series.owner[series.message]
-        order = np.argsort(owner, kind="stable")
-        order = order[owner[order] >= 0]
-        if not self._open or not len(order):
+        if not self._open:
             return []
-        owner, value, event_us = owner[order], series.value[order], series.event_us[order]
-        line = self._line(owner, value, event_us, sequence[series.message[order]])
+        owner, rows = _last(series)
+        if not len(rows):
+            return []
+        line = self._line(owner, series.value[rows], series.event_us[rows], sequence[series.message[rows]])
         jumps = _Jumps(line, self.history, self._near_us)
         found = jumps.found(self._scales)
         jumps.learn(self.history, {each.owner for each in found})
@@ -133,6 +134,19 @@ class RatioWatch:
         known = self.history
         known.value[owners], known.event_us[owners] = line.value[last], line.event_us[last]
         known.sequence[owners] = line.sequence[last]
+
+
+def _last(series: Series) -> tuple[Ints, Ints]:
+    """Return the owners and rows of each owner's last readings, as many as `MOST` and its message's rest."""
+    starts, lengths, owner = runs(series)
+    if not len(starts):
+        return owner, starts
+    until = np.cumsum(lengths)
+    ends = np.append(np.flatnonzero(np.diff(owner)), len(owner) - 1)
+    kept = until[ends][np.searchsorted(owner[ends], owner)] - until < MOST
+    starts, lengths, owner = starts[kept], lengths[kept], owner[kept]
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(owner, lengths), np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
 
 @dataclass(frozen=True)
@@ -167,7 +181,8 @@ class _Jumps:
         known, owner = self._known, self.owner
         if np.maximum(known.count - LEARNT, 0).sum() < FLEET:
             return []
-        limit = MARGIN * known.largest.max()
+        settled = known.largest[known.count > LEARNT]
+        limit = MARGIN * float(np.quantile(settled, AMONG, method="higher"))
         usual = np.maximum(known.usual[owner], 1e-9)
         beyond = np.flatnonzero((known.count[owner] >= LEARNT) & (np.abs(self.jump) > limit * usual))
         found: dict[int, Jumped] = {}
