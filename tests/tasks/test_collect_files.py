@@ -15,8 +15,8 @@ from fieldloop.domain.windows import OUT_OF_STREAM
 from fieldloop.stores import fleet, objects
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
+from tasks.basis import _counted, _passed
 from tasks.collect import collect, preview
-from tasks.preprocess import _passed, _readings
 from tasks.quarantine import Choice, replay
 from tasks.validate import find_new
 from tests.tasks.sources import Workshop, kill_while_collecting, workshop
@@ -314,7 +314,8 @@ def test_validation_judges_and_preprocessing_reads_what_was_collected(shop: Work
         lake.append("validations", pl.DataFrame([row], schema=SCHEMAS["validations"], orient="row"))
 
     def validated() -> int:
-        return len(_readings(lake, lake.version("readings") or 0, "judged-1", _passed(lake)["judged-1"]).collect())
+        until = {"judged-1": _passed(lake)["judged-1"]}
+        return sum(count for _, count, *_ in _counted(lake, lake.version("readings") or 0, until, None))
 
     (inbox / "a.csv").write_text(HEADER + rows(0, 5))
     collect(shop, source)
