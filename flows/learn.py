@@ -10,12 +10,13 @@ from flows.preprocess import preprocess
 from flows.register import register
 from flows.train import train
 from flows.validate import validate
+from tasks.approval import LONGEST_S
 from tasks.lifecycle import members_of, profiles_of
 from tasks.register import RegisterResult
 from tasks.train import TrainResult
 
 
-@flow(name="learn", timeout_seconds=4 * 3600, validate_parameters=True)
+@flow(name="learn", timeout_seconds=4 * 3600 + LONGEST_S, validate_parameters=True)
 def learn(
     recipe: Name = "turbine-power",
     as_of: AwareDatetime | None = None,

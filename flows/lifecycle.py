@@ -11,10 +11,11 @@ from flows.register import register
 from flows.train import train
 from flows.validate import validate
 from tasks.acquire import QuietSeconds
+from tasks.approval import LONGEST_S
 from tasks.lifecycle import Learnt, Outcome, members_of, profiles_of, summarize
 
 
-@flow(name="lifecycle", timeout_seconds=4 * 3600, validate_parameters=True, on_cancellation=[stop_asking])
+@flow(name="lifecycle", timeout_seconds=4 * 3600 + LONGEST_S, validate_parameters=True, on_cancellation=[stop_asking])
 def lifecycle(
     recipe: Name = "turbine-power",
     quiet_seconds: QuietSeconds = 0,

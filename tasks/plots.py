@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _SIZE_INCHES: Final = (8.0, 5.0)
 _WIDE_INCHES: Final = (11.0, 5.0)
 _INK: Final = "#1f2933"
-_QUIET: Final = "#9aa5b1"
+_QUIET: Final = "#7b8794"
 _COLOURS: Final = ("#1f6feb", "#d1495b", "#2a9d8f", "#e9a23b", "#7b5ea7", "#5c6b73", "#0b525b", "#c77dff")
 _HEXAGONS: Final = 80
 _TIME_BINS: Final = 200
@@ -22,6 +22,7 @@ _CURVE_POINTS: Final = 500
 _CALIBRATION_BINS: Final = 10
 _CLASSES_SHOWN: Final = 8
 _DEVICES_SHOWN: Final = 4
+_MARKS: Final = (0, 0.5, 1, 10, 100, 1_000, 10_000)  # of a score
 _CELLS_SPELT: Final = 12  # classes up to which a confusion matrix says its numbers
 
 
@@ -148,6 +149,8 @@ def scores(
         axes.plot(times, [score[part].max() for part in parts], color=_COLOURS[0], linewidth=0.9)
         axes.axhline(1, color=_COLOURS[1], linewidth=1)
         axes.set_yscale("symlog", linthresh=1)
+        axes.set_yticks([mark for mark in _MARKS if mark <= max(1, score[mine].max())])
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylabel(names[code], rotation=0, ha="right", va="center", fontsize=8)
         _date(axes)
     return figure

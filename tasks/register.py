@@ -5,7 +5,6 @@
 A challenger that does not win keeps the alias `challenger` until another takes it; one that wins is `champion` alone.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,25 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from prefect import task
 
-from fieldloop.domain.bootstrap import blocks
 from fieldloop.domain.errors import TrainingError
-from fieldloop.domain.metrics import judge as figures_of
 from fieldloop.domain.parity import Certificate, certify, require
-from fieldloop.domain.promotion import compare, decide
-from fieldloop.domain.recipe import Metric, Recipe, load_recipe
+from fieldloop.domain.recipe import Recipe, load_recipe
 from fieldloop.stores import registry
-from fieldloop.stores.lake import Lake
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
 from tasks.candidates import Model, file_names, problem, restore
-from tasks.examples import Examples, Versions, read, spread_out
+from tasks.card import model_card
+from tasks.challenge import Verdict, examples_of, figures, judge, settle
+from tasks.examples import Examples, spread_out
 from tasks.matrix import apply, features, session_of
-from tasks.runs import GRID_VERSION, NATIVE, WINDOWS_VERSION, runtime
-from tasks.train import ALGORITHM, BEST_RUN, shown
+from tasks.runs import NATIVE, runtime
+from tasks.train import ALGORITHM, BEST_RUN
 
 PARITY: Final = "release/parity.json"
 ROWS_ALONE: Final = 1_000  # windows that are also run one at a time
-_WINDOW: Final = "release/window.json"
 
 
 @dataclass(frozen=True)
@@ -51,27 +47,6 @@ class Proved:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The comparison of a version with the champion on the same held-out windows.
-
-    Attributes:
-        promoted: whether the version became champion just now.
-        alias: alias that it has now: champion or challenger.
-        reason: in words.
-        metrics: of the version.
-        champion: number of the champion that it was compared with; None where there was none.
-        champion_metrics: of that champion; None where there was none, or it reads other windows.
-    """
-
-    promoted: bool
-    alias: str
-    reason: str
-    metrics: dict[Metric, float]
-    champion: int | None
-    champion_metrics: dict[Metric, float] | None
-
-
-@dataclass(frozen=True)
 class RegisterResult:
     """What a registration gave.
 
@@ -82,7 +57,7 @@ class RegisterResult:
         algorithm: its name in the recipe.
         url: page of the version.
         parity: the certificate.
-        verdict: champion or challenger, and why.
+        verdict: champion or challenger, and why, see `tasks.challenge`.
     """
 
     model: str
@@ -108,9 +83,16 @@ def register_version(proved: Proved) -> int:
 
 
 @task(name="challenge champion", retries=1, retry_delay_seconds=10, timeout_seconds=1800, tags=["mlflow", "lake"])
-def challenge_champion(proved: Proved, version: int) -> RegisterResult:
-    """Promote the version if it is better than the champion."""
-    return challenge(Settings(), proved, version)
+def challenge_champion(proved: Proved, version: int) -> Verdict:
+    """Compare the version with the champion on the same held-out windows."""
+    settings = Settings()
+    return judge(settings, registry.version(settings, proved.recipe, version))
+
+
+@task(name="settle champion", retries=2, retry_delay_seconds=5, timeout_seconds=300, tags=["mlflow"])
+def settle_champion(proved: Proved, version: int, verdict: Verdict) -> RegisterResult:
+    """Move the aliases as the verdict says, and write the model card."""
+    return conclude(Settings(), proved, version, verdict)
 
 
 def newest_best_run(settings: Settings, recipe: str) -> str:
@@ -142,7 +124,7 @@ def prove(settings: Settings, recipe_name: str, run_id: str) -> Proved:
     """
     recipe = load_recipe(settings.root, recipe_name)
     tags = _tags(settings, run_id)
-    certificate = _compare(settings, recipe, run_id, _examples(settings, recipe, tags))
+    certificate = _compare(settings, recipe, run_id, examples_of(settings, recipe, tags))
     registry.client(settings).log_text(run_id, msgspec.json.encode(certificate).decode(), PARITY)
     require(certificate)
     return Proved(recipe_name, run_id, certificate)
@@ -162,67 +144,23 @@ def enter(settings: Settings, proved: Proved) -> ModelVersion:
 
 
 def challenge(settings: Settings, proved: Proved, number: int) -> RegisterResult:
-    """Compare the version with the champion on its held-out windows, promote it if better, and describe it."""
+    """Compare the version with the champion, and do what follows, asking nobody."""
     version = registry.version(settings, proved.recipe, number)
-    verdict = judge(settings, version)
-    if verdict.promoted:
-        registry.point(settings, "champion", version)
-        registry.remove(settings, "challenger", version.name)
-    url = registry.version_url(settings, version)
-    algorithm = version.tags[ALGORITHM]
-    result = RegisterResult(version.name, version.version, proved.run_id, algorithm, url, proved.certificate, verdict)
-    registry.describe(settings, version, model_card(settings, result))
-    return result
+    return conclude(settings, proved, number, judge(settings, version))
 
 
-def judge(settings: Settings, version: ModelVersion) -> Verdict:
-    """Compare a version with the champion, on the held-out windows of the version's own table versions."""
-    recipe = load_recipe(settings.root, version.name)
-    found = _examples(settings, recipe, version.tags)
-    metrics = _held_out_metrics(settings, version, found)
-    champion = registry.find(settings, version.name, "champion")
-    if champion is None:
-        return Verdict(True, "champion", "the first version", metrics, None, None)
-    if champion.version == version.version:
-        return Verdict(False, "champion", "is the champion already", metrics, champion.version, metrics)
-    if registry.artifact(settings, champion, _WINDOW) != registry.artifact(settings, version, _WINDOW):
-        reason = f"champion {champion.version} reads other windows; move the alias by hand if this one is to replace it"
-        return Verdict(False, "challenger", reason, metrics, champion.version, None)
-    test = found.chosen("test")
-    of = blocks(recipe, found.device[test], found.end_us[test], found.run_us[test])
-    ours, others = (apply(registry.graph(settings, each), found, test) for each in (version, champion))
-    compared = compare(recipe, found.devices, found.device[test], found.target[test], ours, others, of)
-    won, reason = decide(recipe.promotion, compared)
-    return Verdict(won, "champion" if won else "challenger", reason, metrics, champion.version, compared.champion)
-
-
-def model_card(settings: Settings, result: RegisterResult) -> str:
-    """Return a version's description, Markdown."""
-    recipe = load_recipe(settings.root, result.model)
-    figures, parity = result.verdict.metrics, result.parity
-    return "\n".join(
-        (
-            f"{recipe.description}",
-            "",
-            f"- **predicts** `{recipe.target_name}` from the last {recipe.window.length} steps of "
-            f"{recipe.grid.step_s} s of {', '.join(f'`{metric}`' for metric in recipe.inputs)}",
-            f"- **algorithm** {result.algorithm}",
-            f"- **held out** by {recipe.split.by}: {shown(figures)}",
-            f"- **parity** graph against native model: largest difference {parity.max_abs_diff:g} on {parity.rows:,} "
-            f"windows ({parity.rows_with_gaps:,} with gaps), limit {parity.limit:g}",
-            f"- **when registered** {result.verdict.alias}: {result.verdict.reason}",
-        )
-    )
+def conclude(settings: Settings, proved: Proved, number: int, verdict: Verdict) -> RegisterResult:
+    """Move the aliases as a verdict says, and describe the version."""
+    version = registry.version(settings, proved.recipe, number)
+    settle(settings, version, verdict)
+    url, algorithm = registry.version_url(settings, version), version.tags[ALGORITHM]
+    registry.describe(settings, version, model_card(settings, version, proved.certificate, verdict))
+    return RegisterResult(version.name, number, proved.run_id, algorithm, url, proved.certificate, verdict)
 
 
 def describe(result: RegisterResult) -> str:
     """Return the registration as Markdown for a person."""
     parity, verdict = result.parity, result.verdict
-    theirs = verdict.champion_metrics or {}
-    rows = [
-        f"| {name} | {value:.4f} | {f'{theirs[name]:.4f}' if name in theirs else '–'} |"
-        for name, value in verdict.metrics.items()
-    ]
     return "\n".join(
         (
             f"[{result.model} version {result.version}]({result.url}) ({result.algorithm}) is **{verdict.alias}**: "
@@ -230,8 +168,8 @@ def describe(result: RegisterResult) -> str:
             "",
             f"| held-out windows | version {result.version} | "
             f"{'no champion before' if verdict.champion is None else f'champion {verdict.champion}'} |",
-            "|---|---|---|",
-            *rows,
+            "|---|---:|---:|",
+            *figures(verdict),
             "",
             f"Parity: graph and native model differ by at most {parity.max_abs_diff:g} (limit {parity.limit:g}) on "
             f"{parity.rows:,} held-out windows, {parity.rows_with_gaps:,} of them with gaps; of {parity.rows_alone:,} "
@@ -267,18 +205,6 @@ def _native(settings: Settings, recipe: Recipe, run_id: str) -> Model:
     names = file_names(_tags(settings, run_id)[ALGORITHM])
     files = {name: registry.run_artifact(settings, run_id, f"{NATIVE}/{name}") for name in names}
     return restore(problem(recipe), files)
-
-
-def _held_out_metrics(settings: Settings, version: ModelVersion, found: Examples) -> dict[Metric, float]:
-    """Metrics of a version's graph on the held-out windows."""
-    test = found.chosen("test")
-    return figures_of(found.recipe, found.target[test], apply(registry.graph(settings, version), found, test))
-
-
-def _examples(settings: Settings, recipe: Recipe, tags: Mapping[str, str]) -> Examples:
-    """The examples of the table versions that a run was trained from."""
-    versions = Versions(int(tags[GRID_VERSION]), int(tags[WINDOWS_VERSION]))
-    return read(Lake(settings), recipe, versions)
 
 
 def _tags(settings: Settings, run_id: str) -> dict[str, str]:

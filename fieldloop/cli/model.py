@@ -84,6 +84,34 @@ def rebuild(reference: Reference) -> None:
     raise typer.Exit(1)
 
 
+@app.command()
+def approve(
+    reference: Reference,
+    reason: Annotated[str, typer.Option(help="Why; it stands in the model card.")] = "",
+) -> None:
+    """Make a version champion for which *register* waits, as its recipe asks for a person's word."""
+    _answer(reference, "promote", reason)
+
+
+@app.command()
+def reject(
+    reference: Reference,
+    reason: Annotated[str, typer.Option(help="Why; it stands in the model card.")] = "",
+) -> None:
+    """Leave the champion as it is, where *register* waits for a person's word."""
+    _answer(reference, "reject", reason)
+
+
+def _answer(reference: str, choice: str, reason: str) -> None:
+    from fieldloop.stores import registry
+    from tasks.approval import Choice, answer
+
+    settings = Settings()
+    version = registry.named(settings, reference)
+    answer(settings, version, Choice(choice), reason)
+    typer.echo(f"{version.label}: {choice}; the waiting run goes on within seconds")
+
+
 def _pairs(values: dict[str, object] | dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 

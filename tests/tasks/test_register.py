@@ -1,5 +1,6 @@
 """Registration on a small farm: parity, champion and challenger, with the real lake and the real MLflow."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from fieldloop.domain.parity import Certificate
 from fieldloop.stores import registry
 from fieldloop.stores.settings import Settings
 from tasks import candidates
+from tasks.challenge import BASIS, Outcome, Verdict, judge
 from tasks.register import PARITY, RegisterResult, challenge, describe, enter, newest_best_run, prove
 from tasks.train import Training, begin, finish, train_candidate
 from tests.tasks.farm import FarmSettings, farm, write_tables
@@ -68,16 +70,49 @@ def test_champion_and_challengers(settings: FarmSettings, training: Training) ->
     worse = registered(settings, trees)
     assert (worse.version, worse.verdict.promoted, worse.verdict.alias) == (3, False, "challenger")
     assert "not better" in worse.verdict.reason
+    assert registry.version(settings, NAME, 3).tags["promotion"] == "lost"
     assert (alias(settings, "champion"), alias(settings, "challenger")) == (2, 3)
 
     again = registered(settings, boosting)
-    assert (again.version, again.verdict.promoted, again.verdict.alias) == (2, False, "champion")
+    assert again == better
     assert (alias(settings, "champion"), alias(settings, "challenger")) == (2, 3)
 
     card = registry.client(settings).get_model_version(NAME, "2").description
-    assert "mae " in card
+    assert "| **mae** |" in card
+    assert "champion 1 |" in card
+    assert "| T1 |" in card
+    assert len(card) <= 5000
     assert "largest difference" in card
     assert "Parity: graph and native model differ" in describe(better)
+
+
+def test_a_champion_of_another_schema_or_that_cannot_be_loaded(
+    settings: FarmSettings, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is replaced unseen, and neither stops the flow: the reason says what is the matter and what to do."""
+    version = registry.version(settings, NAME, 3)
+    real = registry.artifact
+
+    def longer(of: Settings, version: registry.ModelVersion, path: str) -> bytes:
+        data = real(of, version, path)
+        return data.replace(b'"length":4', b'"length":6') if version.version == 2 else data
+
+    monkeypatch.setattr(registry, "artifact", longer)
+    found = compared(settings, version)
+    assert (found.outcome, found.champion) == (Outcome.INCOMPARABLE, 2)
+    assert "champion 2 reads windows of another schema (length 6, not 4); move the alias by hand" in found.reason
+
+    monkeypatch.setattr(registry, "artifact", real)
+    graph = registry.graph
+    monkeypatch.setattr(registry, "graph", lambda of, v: b"no graph" if v.version == 2 else graph(of, v))
+    found = compared(settings, version)
+    assert found.outcome is Outcome.INCOMPARABLE
+    assert "champion 2 can no longer be loaded (" in found.reason
+
+
+def compared(settings: FarmSettings, version: registry.ModelVersion) -> Verdict:
+    """A comparison with the champion as if it were the first."""
+    return judge(settings, replace(version, tags={k: v for k, v in version.tags.items() if k != BASIS}))
 
 
 def test_certificate_is_logged(settings: FarmSettings, training: Training) -> None:

@@ -1,0 +1,120 @@
+"""A person's word before a version becomes champion, on the real Prefect and the real MLflow."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from fieldloop.domain.errors import ServiceError
+from fieldloop.stores import registry
+from fieldloop.stores.settings import Settings
+from tasks import approval
+from tasks.approval import ASKED, RUN, Choice, answer, approve
+from tasks.challenge import Outcome, Verdict, judge
+from tasks.register import Proved, conclude, enter, prove
+from tasks.train import begin, train_candidate
+from tests.tasks.farm import FarmSettings, farm, write_tables
+
+pytestmark = [
+    # mlflow.pyfunc warns of its own type hints when it is imported
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+NAME = "tiny-approval"
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def farmed(platform: Settings, tmp_path_factory: pytest.TempPathFactory) -> FarmSettings:
+    """The farm's settings, with a recipe that asks."""
+    settings = farm(platform, tmp_path_factory.mktemp("farm"), NAME)
+    path = settings.root / "recipes" / f"{NAME}.yaml"
+    path.write_text(path.read_text().replace("promotion: {metric: mae}", "promotion: {metric: mae, approval: true}"))
+    return settings
+
+
+@pytest.fixture(scope="module")
+def proved(farmed: FarmSettings) -> Proved:
+    """A version that is entered, and would be the first champion."""
+    training = begin(farmed, NAME, ["ridge"], *write_tables(farmed, NAME), 7)
+    found = prove(farmed, NAME, train_candidate(farmed, training, "ridge", 7).run_id)
+    enter(farmed, found)
+    return found
+
+
+@pytest.fixture
+def settings(farmed: FarmSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[FarmSettings]:
+    """The farm, which this process's flows find."""
+    monkeypatch.setattr(approval, "Settings", lambda: farmed)
+    with temporary_settings({PREFECT_API_URL: farmed.prefect_api}):
+        yield farmed
+
+
+@flow(name="asks", validate_parameters=False)
+def asking(verdict: Verdict) -> Verdict:
+    """What *register* does between the comparison and the aliases."""
+    return approve(NAME, 1, verdict)
+
+
+def test_a_person_answers_nobody_does_and_a_killed_run_goes_on(
+    settings: FarmSettings, proved: Proved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run waits with a form; a later run asks the same question; its time runs from when it was first asked."""
+    version = registry.version(settings, NAME, 1)
+    verdict = judge(settings, version)
+    assert (verdict.outcome, verdict.promoted) == (Outcome.FIRST, True)
+    assert registry.find(settings, NAME, "champion") is None
+
+    done: list[Verdict] = []
+    running = threading.Thread(target=in_context(settings, lambda: done.append(asking(verdict))))
+    running.start()
+    wait_until(lambda: paused(settings))
+    asked = registry.version(settings, NAME, 1).tags[ASKED]
+    answer(settings, registry.version(settings, NAME, 1), Choice.REJECT, "not before the storm")
+    running.join(PATIENCE_S)
+    assert (done[0].outcome, done[0].promoted) == (Outcome.REJECTED, False)
+    assert done[0].reason.startswith("rejected by a person (not before the storm); there was no champion")
+    assert conclude(settings, proved, 1, done[0]).verdict.alias == "challenger"
+    assert registry.find(settings, NAME, "champion") is None
+    assert judge(settings, registry.version(settings, NAME, 1)) == done[0]
+
+    with pytest.raises(ServiceError, match="no flow run waits for an answer; run the flow `register`"):
+        answer(settings, registry.version(settings, NAME, 1), Choice.PROMOTE, "")
+
+    monkeypatch.setattr(time, "time", lambda real=time.time: real() + 24 * 3600)  # as after a kill, a day later
+    late = asking(verdict)
+    assert registry.version(settings, NAME, 1).tags[ASKED] == asked
+    assert late.reason.startswith("rejected as nobody answered within 24 h; there was no champion before")
+
+
+def in_context(settings: FarmSettings, work: Callable[[], None]) -> Callable[[], None]:
+    """Let a thread find the test's Prefect."""
+
+    def run() -> None:
+        with temporary_settings({PREFECT_API_URL: settings.prefect_api}):
+            work()
+
+    return run
+
+
+def paused(settings: FarmSettings) -> bool:
+    """Say whether the run that the version names waits."""
+    run = registry.version(settings, NAME, 1).tags.get(RUN)
+    if run is None:
+        return False
+    with SyncPrefectClient(api=settings.prefect_api) as client:
+        state = client.read_flow_run(UUID(run)).state
+    return state is not None and state.is_paused()
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
