@@ -3,6 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -75,21 +77,33 @@ def test_a_person_answers_nobody_does_and_a_killed_run_goes_on(
     running.start()
     wait_until(lambda: paused(settings))
     asked = registry.version(settings, NAME, 1).tags[ASKED]
-    answer(settings, registry.version(settings, NAME, 1), Choice.REJECT, "not before the storm")
+    answer(settings, registry.version(settings, NAME, 1), Choice.PROMOTE, "the storm is over")
     running.join(PATIENCE_S)
-    assert (done[0].outcome, done[0].promoted) == (Outcome.REJECTED, False)
-    assert done[0].reason.startswith("rejected by a person (not before the storm); there was no champion")
-    assert conclude(settings, proved, 1, done[0]).verdict.alias == "challenger"
-    assert registry.find(settings, NAME, "champion") is None
+    assert (done[0].outcome, done[0].promoted) == (Outcome.APPROVED, True)
+    assert done[0].reason.startswith("approved by a person (the storm is over); there was no champion")
+    assert conclude(settings, proved, 1, done[0]).verdict.alias == "champion"
+    assert "champion" in registry.version(settings, NAME, 1).aliases
     assert judge(settings, registry.version(settings, NAME, 1)) == done[0]
 
     with pytest.raises(ServiceError, match="no flow run waits for an answer; run the flow `register`"):
         answer(settings, registry.version(settings, NAME, 1), Choice.PROMOTE, "")
 
-    monkeypatch.setattr(time, "time", lambda real=time.time: real() + 24 * 3600)  # as after a kill, a day later
+    monkeypatch.setattr(approval, "time", SimpleNamespace(time=lambda: time.time() + 24 * 3600))  # killed, a day ago
     late = asking(verdict)
     assert registry.version(settings, NAME, 1).tags[ASKED] == asked
     assert late.reason.startswith("rejected as nobody answered within 24 h; there was no champion before")
+
+
+def test_time_that_runs_out_while_the_run_waits_rejects(settings: FarmSettings, proved: Proved) -> None:
+    """The run goes on with the rejection and completes, though Prefect fails runs whose pause expires."""
+    path = settings.root / "recipes" / f"{NAME}.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("approval: true", "approval: true, approval_hours: 0.001"))
+    verdict = Verdict(Outcome.WON, True, "better", {"mae": 1.0}, 1, {"mae": 2.0}, "of another question")
+    state = asking(verdict, return_state=True)
+    path.write_text(before)
+    assert state.is_completed()
+    assert state.result().reason == "rejected as nobody answered within 0.001 h; better"
 
 
 def in_context(settings: FarmSettings, work: Callable[[], None]) -> Callable[[], None]:
