@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import polars as pl
 
 from fieldloop.domain.bootstrap import LEVEL
