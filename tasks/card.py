@@ -117,7 +117,7 @@ def _limits(recipe: Recipe, version: ModelVersion) -> str:
     ranges = ", ".join(
         f"`{channel.metric}` {channel.valid[0]:g} to {channel.valid[1]:g}"
         for channel in recipe.channels
-        if channel.valid
+        if np.isfinite(channel.valid).any()
     )
     lines = [f"- {note}" for note in version.tags.get(NOTES, "").splitlines()]
     lines += [f"- Values outside their plausible range count as missing: {ranges}."] if ranges else []
