@@ -112,8 +112,8 @@ def keep(settings: Settings, version: ModelVersion, verdict: Verdict) -> None:
 
 
 def settle(settings: Settings, version: ModelVersion, verdict: Verdict) -> None:
-    """Move the aliases as a verdict says."""
-    if verdict.promoted:
+    """Move the aliases as a verdict says; where they are there already, a later challenger keeps its own."""
+    if verdict.promoted and ("champion" not in version.aliases or "challenger" in version.aliases):
         registry.point(settings, "champion", version)
         registry.remove(settings, "challenger", version.name)
 
