@@ -23,9 +23,9 @@ demo: setup ## take real turbines' data once round the whole loop; the platform 
 down: setup ## stop the platform; its data stays
 	@$(BIN)/fieldloop down
 
-test: setup ## run the tests on real services; ARGS="-k broker" picks some
+test: setup ## run the tests on real services; ARGS="-k broker" picks some, ARGS="-n 2 --dist loadgroup" takes two at a time
 	@command -v chromium > /dev/null || echo "no chromium here: the browser tests are skipped; Debian and Ubuntu: sudo apt-get install chromium"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 check: setup ## lint, format, types and import layers
 	$(BIN)/ruff check

@@ -16,16 +16,18 @@ NAMES = [deployment["name"] for deployment in DEPLOYMENTS]
 
 def test_every_flow_is_deployed() -> None:
     """A file in `flows/` without a deployment could not be started from the UI."""
-    assert sorted(NAMES) == sorted(path.stem for path in (ROOT / "flows").glob("[a-z]*.py"))
+    files = {Path(deployment["entrypoint"].partition(":")[0]).stem for deployment in DEPLOYMENTS}
+    assert files == {path.stem for path in (ROOT / "flows").glob("[a-z]*.py")}
+    assert len(NAMES) == len(set(NAMES))
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=NAMES)
 def test_entrypoint_is_a_flow_whose_form_explains_itself(deployment: dict[str, str]) -> None:
-    """It imports, bears its deployment's name, and says of each parameter what it is."""
+    """It imports, its deployment bears its name, and it says of each parameter what it is."""
     file, _, name = deployment["entrypoint"].partition(":")
     flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), name)
     assert isinstance(flow, Flow)
-    assert flow.name == name == deployment["name"]
+    assert flow.name == name == deployment["name"].partition("-")[0]
     assert flow.timeout_seconds
     for parameter, schema in parameter_schema(flow.fn).properties.items():
         assert schema.get("description"), f"{name}: parameter {parameter} is not described"
