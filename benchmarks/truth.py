@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from benchmarks import streams
 from benchmarks.figure import Figure
 from fieldloop.stores import registry
@@ -186,8 +188,11 @@ def _run(settings: TruthSettings, case: Case) -> dict[str, object]:
 
 
 def _figures(settings: TruthSettings, recipe: str, best: CandidateResult) -> dict[str, float]:
-    """All metrics that a run logged, and what follows from its predictions."""
+    """All metrics that a run logged, those of each device as `metric.device`, and what follows from its predictions."""
     figures = dict(registry.client(settings).get_run(best.run_id).data.metrics)
+    devices = pl.read_csv(registry.run_artifact(settings, best.run_id, "evaluation/devices.csv"))
+    for metric in devices.drop("device", "windows").columns:
+        figures |= {f"{metric}.{device}": value for device, value in devices.select("device", metric).iter_rows()}
     return figures | ({NAB: streams.standard_score(settings, best.run_id)} if recipe == "nab" else {})
 
 

@@ -45,7 +45,7 @@ def test_a_rehearsal_predicts_and_leaves_the_fleet_alone(settled: Looped) -> Non
     """The real flow, against gateways some of which are silent or damage what they load, on a stage of its own."""
     before = _said("rollout", "list")
     plan = settled.settings.data_dir / "plan.yaml"
-    plan.write_text("waves: [1, 50%, all]\nlimits: {deadline_s: 6, failed: 0.5, silent: 0.5}\n")
+    plan.write_text("waves: [50%, all]\nlimits: {deadline_s: 6, failed: 0.5, silent: 0.5}\n")
     cast = Cast(30, processes=1, faults=Faults(silent=0.2, corrupting=0.1), heartbeat_s=1.0, seed=2)
     outcome = run(settled.settings, "turbine-power", "champion", None, cast, plan)
     assert outcome.phase == "completed"

@@ -203,7 +203,7 @@ def test_requests_that_are_none_are_refused(holder: Holder) -> None:
 def test_nothing_of_a_wish_but_name_and_key_is_certified(holder: Holder) -> None:
     """Other names in it, by which a broker could know its holder, are left out."""
     key = identity.make_key()
-    names = x509.SubjectAlternativeName([x509.RFC822Name("CN=platform,O=platform"), x509.DNSName("platform")])
+    names = x509.SubjectAlternativeName([x509.RFC822Name("platform@platform"), x509.DNSName("platform")])
     subject = identity.subject_of("target", holder.generation, holder.token.name)
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject).add_extension(names, critical=False)
     wish = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)

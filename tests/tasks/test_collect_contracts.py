@@ -66,7 +66,7 @@ def fahrenheit(steps: range) -> list[float]:
     return [round(1.8 * value + 32, 1) for value in celsius(steps)]
 
 
-def declared(shop: Workshop, device: str, more: str = "") -> str:
+def declared(shop: Workshop, device: str, more: str = "watch: true\n") -> str:
     text = FILES.replace("RULE", f"name: {device}").replace("FOLDER", str(shop.folder / "files"))
     return shop.source(device, text + more)
 
@@ -120,11 +120,11 @@ def test_rows_in_doubt_are_held_until_the_next_file_settles_it(shop: Workshop, w
 
 
 def test_an_operator_readmits_and_an_archive_can_go_unwatched(shop: Workshop, write: Write) -> None:
-    """Readmitted by hand, rows land as they are; a source with `watch: false` never had anything set aside."""
+    """Readmitted by hand, rows land as they are; a source that does not ask for the watch has nothing set aside."""
     good, changed = range(10 * DAY), range(10 * DAY, 12 * DAY)
     write("a.csv", range(12 * DAY), celsius(good) + fahrenheit(changed))
     assert collect(shop, declared(shop, "file-o")).readings == len(good)
     assert readmit_devices(shop, ["file-o"]).readings == len(changed)
     assert collect(shop, "file-o", again=True).duplicates == 12 * DAY
-    unwatched = collect(shop, declared(shop, "file-u", "watch: false\n"))
+    unwatched = collect(shop, declared(shop, "file-u", ""))
     assert (unwatched.readings, unwatched.quarantined) == (12 * DAY, 0)

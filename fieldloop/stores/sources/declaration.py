@@ -80,8 +80,8 @@ class Declaration(BaseModel):
         profile: the device profile that its rows are read by.
         device: which device a row belongs to.
         enrol: whether devices that are not enrolled yet are, under this profile; else their rows go to quarantine.
-        watch: whether a device is set aside where its rows show another unit, scale, cadence or clock than before; to
-            be switched off for archives in which such a change is what happened.
+        watch: whether a device is set aside where its rows show another unit, scale, cadence or clock than before; for
+            sources that devices fill day by day, not for archives in which such a change is what happened.
         options: what the kind needs to know.
     """
 
@@ -93,7 +93,7 @@ class Declaration(BaseModel):
     profile: Name
     device: DeviceRule
     enrol: bool = False
-    watch: bool = True
+    watch: bool = False
     options: Any
 
     def open(self, settings: Settings, profile: Profile) -> Source | Relay:
