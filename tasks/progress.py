@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from fieldloop.domain.rollout import Standing, State
-from fieldloop.domain.rollout.record import Membership, Rollout
+from fieldloop.domain.rollout.record import Membership, Phase, Rollout
 
 SHOWN_TARGETS: Final = 100  # rows of those that are not proved
 SHOWN_REASONS: Final = 10
@@ -53,7 +53,7 @@ def describe(rollout: Rollout, members: Membership, waves: Sequence[int], standi
     by_target = {standing.target: standing for standing in standings}
     lines = [
         f"**{rollout.model}** version {rollout.version}, release `{rollout.release[:12]}`, rollout `{rollout.name}`: "
-        f"{rollout.phase}. {count_line(standings)}; {rollout.targets:,} targets in all.",
+        f"{_when(rollout)}. {count_line(standings)}; {rollout.targets:,} targets in all.",
         "",
         "| wave | batch | targets | proved | pending | failed | silent |",
         "|---:|---:|---:|---:|---:|---:|---:|",
@@ -64,6 +64,12 @@ def describe(rollout: Rollout, members: Membership, waves: Sequence[int], standi
         *(_gate_row(line) for line in rollout.findings),
     ]
     return "\n".join(lines + _troubles(standings))
+
+
+def _when(rollout: Rollout) -> str:
+    """Say where it is, in words that stay true when it has ended: how it ended is the flow run's state."""
+    where = f"batch {rollout.batch} of {rollout.batches}"
+    return where if rollout.phase is Phase.RUNNING else f"{where}, {rollout.phase}"
 
 
 def count_line(standings: Sequence[Standing]) -> str:

@@ -172,4 +172,5 @@ def _publish(settings: Settings, folder: Path, run_id: str) -> str:
         if path.is_file():
             content_type = CONTENT_TYPES.get(path.suffix, "application/octet-stream")
             objects.put(store, "reports", f"{prefix}/{path.relative_to(folder)}", path.read_bytes(), content_type)
+    objects.open_reports_at(store, f"{prefix}/index.html")
     return f"{settings.reports_endpoint}/{prefix}"

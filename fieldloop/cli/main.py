@@ -159,7 +159,7 @@ def _addresses(settings: Settings) -> list[str]:
     return [
         f"Prefect  {settings.prefect_ui}",
         f"MLflow   {settings.mlflow_endpoint}",
-        f"reports  {settings.reports_endpoint}",
+        f"reports  {settings.reports_front}",
     ]
 
 

@@ -10,6 +10,7 @@ from fieldloop.domain.errors import ServiceError
 from fieldloop.stores.settings import Settings
 
 POLL_S: Final = 0.5
+REMIND_S: Final = 10.0
 ARTIFACT_LIMIT: Final = 200
 
 
@@ -61,7 +62,7 @@ def run(
         settings: where Prefect is.
         deployment: `flow/deployment`.
         parameters: of the flow.
-        say: is told of each stage as it starts and ends.
+        say: is told of each stage as it starts and ends, and every ten seconds of what still runs.
 
     Raises:
         ServiceError: the run failed, crashed or was cancelled; says where to look.
@@ -70,6 +71,7 @@ def run(
 
     began = time.monotonic()
     told: set[tuple[str, bool]] = set()
+    said = began
     with SyncPrefectClient(api=settings.prefect_api) as client:
         found = client.read_deployment_by_name(deployment)
         run_id = client.create_flow_run_from_deployment(found.id, parameters=parameters).id
@@ -79,8 +81,11 @@ def run(
             stages = _stages(client, run_id) or (_stage(client, current, deployment.split("/")[0]),)
             for stage in stages:
                 done = stage.state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-                if (stage.name, done) not in told and stage.state not in ("SCHEDULED", "PENDING"):
+                if stage.state in ("SCHEDULED", "PENDING") or (stage.name, True) in told:
+                    continue
+                if (stage.name, done) not in told or time.monotonic() - said >= REMIND_S:
                     told.add((stage.name, done))
+                    said = time.monotonic()
                     say(stage)
             state = current.state
             if state is not None and state.is_final():
@@ -132,6 +137,6 @@ def _stage(client: Any, run: Any, name: str) -> StageRun:
     return StageRun(
         name,
         run.state_type.value if run.state_type else "PENDING",
-        run.total_run_time.total_seconds(),
+        run.estimated_run_time.total_seconds(),
         sum(task.total_run_time.total_seconds() for task in tasks),
     )

@@ -10,7 +10,7 @@ from minio.credentials.providers import StaticProvider
 from minio.error import MinioException, S3Error
 
 from fieldloop.domain.errors import StoreError
-from fieldloop.stores.settings import Bucket, Settings, StoreIdentity
+from fieldloop.stores.settings import REPORTS_FRONT, Bucket, Settings, StoreIdentity
 
 REGION: Final = "us-east-1"  # given to every client: an identity with narrow rights may not ask for a bucket's region
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -61,6 +61,18 @@ def put(store: Minio, bucket: Bucket, key: str, data: bytes, content_type: str =
         )
     except (MinioException, urllib3.exceptions.HTTPError) as exc:
         raise StoreError(f"object {bucket}/{key} ({len(data)} bytes) was not written: {_reason(exc)}") from exc
+
+
+def open_reports_at(store: Minio, key: str | None) -> None:
+    """Write bucket `reports`' front page: it goes on to a report, or says that there is none yet.
+
+    Raises:
+        StoreError: the store refuses or does not answer.
+    """
+    there = f'<meta http-equiv="refresh" content="0; url={key}"><a href="{key}">The newest validation</a>'
+    body = there if key else "<p>No validation has run yet: run the flow <em>validate</em>, then load this page again."
+    page = f'<!doctype html><meta charset="utf-8"><title>Reports</title>{body}\n'
+    put(store, "reports", REPORTS_FRONT, page.encode(), "text/html; charset=utf-8")
 
 
 def get(store: Minio, bucket: Bucket, key: str) -> bytes:

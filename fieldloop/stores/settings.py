@@ -23,6 +23,7 @@ StoreIdentity = Literal["admin", "inbox", "lake", "mlflow", "releases", "reports
 CertificateKind = Literal["platform", "authority", "device", "target"]
 StoreKind = Literal["auto", "minio", "seaweedfs"]
 
+REPORTS_FRONT = "index.html"  # of bucket `reports`
 SLOTS = 16  # into which the devices' messages are hashed, for ever; so many partitions are possible
 
 # What the allocators of Python, Polars and Arrow read as a process starts: else each keeps what it was given back, and
@@ -134,6 +135,11 @@ class Settings(BaseSettings):
     def reports_endpoint(self) -> str:
         """URL under which the objects of bucket `reports` open in a browser."""
         return f"{self.store_endpoint}/reports"
+
+    @property
+    def reports_front(self) -> str:
+        """URL of the page from which the newest report opens."""
+        return f"{self.reports_endpoint}/{REPORTS_FRONT}"
 
     @property
     def nats_endpoint(self) -> str:

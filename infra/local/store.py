@@ -19,7 +19,7 @@ from minio.sseconfig import Rule, SSEConfig
 
 from fieldloop.domain.errors import ServiceError
 from fieldloop.stores import objects
-from fieldloop.stores.settings import BUCKETS, Bucket, Settings
+from fieldloop.stores.settings import BUCKETS, REPORTS_FRONT, Bucket, Settings
 from infra.local.keys import kms_key, private_folder, write_private
 from infra.local.minio import installed
 from infra.local.stack import Port, Spec
@@ -76,6 +76,9 @@ def prepare(settings: Settings) -> None:
             admin.make_bucket(bucket_name=bucket)
         admin.set_bucket_encryption(bucket_name=bucket, config=SSEConfig(Rule.new_sse_s3_rule()))
     _open_reports(settings, admin)
+    reports = objects.client(settings, "reports")
+    if objects.find(reports, "reports", REPORTS_FRONT) is None:
+        objects.open_reports_at(reports, None)
 
 
 def _minio_spec(settings: Settings) -> Spec:

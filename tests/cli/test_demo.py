@@ -1,6 +1,8 @@
 """The whole loop, through the worker and with real agents, on two months of four turbines."""
 
 import json
+import re
+import urllib.request
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -60,6 +62,9 @@ def test_every_stage_left_an_artifact(looped: Looped) -> None:
     assert looped.settings.mlflow_endpoint in left["train"]
     assert looped.settings.mlflow_endpoint in left["register"]
     assert looped.settings.reports_endpoint in left["validate"]
+    with urllib.request.urlopen(looped.settings.reports_front, timeout=10) as answer:
+        (report,) = re.findall(r'href="(validation/.+?/index.html)"', answer.read().decode())
+    assert f"{looped.settings.reports_endpoint}/{report}" in left["validate"]
 
 
 def test_no_secret_is_in_any_log_or_artifact(looped: Looped) -> None:

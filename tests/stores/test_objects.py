@@ -12,6 +12,7 @@ from minio.error import S3Error
 from fieldloop.domain.errors import ServiceError, StoreError
 from fieldloop.stores import objects
 from fieldloop.stores.settings import BUCKETS, Bucket, Settings
+from infra.local.store import prepare
 
 OTHERS = [(own, other) for own in BUCKETS for other in BUCKETS if own != other]
 
@@ -72,6 +73,16 @@ def test_reports_open_without_credentials(each_store: Settings) -> None:
     with urllib.request.urlopen(f"{each_store.reports_endpoint}/docs/index.html", timeout=10) as answer:
         assert answer.read() == b"<h1>fine</h1>"
         assert answer.headers["content-type"] == "text/html"
+
+
+def test_the_reports_front_page_is_there_before_any_report(each_store: Settings) -> None:
+    """The address that `fieldloop up` prints opens; `up` again leaves what is there."""
+    with urllib.request.urlopen(each_store.reports_front, timeout=10) as answer:
+        assert b"No validation has run yet" in answer.read()
+    objects.open_reports_at(objects.client(each_store, "reports"), "docs/index.html")
+    prepare(each_store)
+    with urllib.request.urlopen(each_store.reports_front, timeout=10) as answer:
+        assert b'href="docs/index.html"' in answer.read()
 
 
 @pytest.mark.parametrize("path", ["reports", "reports/?list-type=2", "lake", "lake/open", ""])
