@@ -11,7 +11,7 @@ over chunks; rows are spooled to a temporary folder, over which the suite of all
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -92,9 +92,8 @@ def judge(settings: Settings, new: NewReadings, chunk_readings: int = CHUNK_READ
         if len(devices) > len(bad):
             wanted = reading_expectations(parsed, new.known, latest)
             checks += inspection.run_rows("readings", pl.scan_parquet(spooled.files).filter(good), wanted)
-        pages = inspection.build_docs()
-        base = _publish(settings, Path(docs), new.run_id)
-        links = tuple((suite, f"{base}/{page.relative_to(docs)}") for suite, page in pages.items())
+        pages = {suite: page.relative_to(docs) for suite, page in inspection.build_docs().items()}
+        base, links = _publish(settings, Path(docs), new, pages)
     _record(Lake(settings), new, check_rows(new, checks, devices))
     why = failure(parsed, new, bad, checks)
     return Verdict(checks, spooled.rows, spooled.readings, bad, why, f"{base}/index.html", links)
@@ -164,13 +163,21 @@ def _record(lake: Lake, new: NewReadings, rows: pl.DataFrame) -> None:
         lake.append("checks", rows)
 
 
-def _publish(settings: Settings, folder: Path, run_id: str) -> str:
-    """Upload the Data Docs and return the address of their folder."""
+def _publish(
+    settings: Settings, folder: Path, new: NewReadings, pages: Mapping[str, Path]
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Upload the Data Docs, lead to them from the front page; return their folder's address and each suite's page."""
     store = objects.client(settings, "reports")
-    prefix = f"validation/{run_id}"
+    prefix = f"validation/{new.run_id}"
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             content_type = CONTENT_TYPES.get(path.suffix, "application/octet-stream")
             objects.put(store, "reports", f"{prefix}/{path.relative_to(folder)}", path.read_bytes(), content_type)
-    objects.open_reports_at(store, f"{prefix}/index.html")
-    return f"{settings.reports_endpoint}/{prefix}"
+    base = f"{settings.reports_endpoint}/{prefix}"
+    links = tuple((suite, f"{base}/{page}") for suite, page in pages.items())
+    front = {
+        **{f"suite {suite}": page for suite, page in links},
+        "all, by scripts from the internet": f"{base}/index.html",
+    }
+    objects.put_front(store, f"Validation of {new.profile}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", front)
+    return base, links

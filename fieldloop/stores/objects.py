@@ -1,6 +1,8 @@
 """Object storage: S3 through the `minio` client, one identity a bucket."""
 
 import io
+from collections.abc import Mapping
+from html import escape
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -63,15 +65,16 @@ def put(store: Minio, bucket: Bucket, key: str, data: bytes, content_type: str =
         raise StoreError(f"object {bucket}/{key} ({len(data)} bytes) was not written: {_reason(exc)}") from exc
 
 
-def open_reports_at(store: Minio, key: str | None) -> None:
-    """Write bucket `reports`' front page: it goes on to a report, or says that there is none yet.
+def put_front(store: Minio, heading: str, links: Mapping[str, str]) -> None:
+    """Write bucket `reports`' front page, which reads without the internet: a heading, and links as addresses by text.
 
     Raises:
         StoreError: the store refuses or does not answer.
     """
-    there = f'<meta http-equiv="refresh" content="0; url={key}"><a href="{key}">The newest validation</a>'
-    body = there if key else "<p>No validation has run yet: run the flow <em>validate</em>, then load this page again."
-    page = f'<!doctype html><meta charset="utf-8"><title>Reports</title>{body}\n'
+    items = "".join(f'<li><a href="{escape(address)}">{escape(text)}</a>' for text, address in links.items())
+    style = "<style>body{font:1.1em sans-serif;margin:3em}li{margin:.6em 0}</style>"
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Reports</title>{style}'
+    page = f"{head}<h1>{escape(heading)}</h1><ul>{items}</ul>\n"
     put(store, "reports", REPORTS_FRONT, page.encode(), "text/html; charset=utf-8")
 
 

@@ -78,7 +78,7 @@ def prepare(settings: Settings) -> None:
     _open_reports(settings, admin)
     reports = objects.client(settings, "reports")
     if objects.find(reports, "reports", REPORTS_FRONT) is None:
-        objects.open_reports_at(reports, None)
+        objects.put_front(reports, "No validation has run yet: run the flow validate", {})
 
 
 def _minio_spec(settings: Settings) -> Spec:

@@ -79,10 +79,12 @@ def test_the_reports_front_page_is_there_before_any_report(each_store: Settings)
     """The address that `fieldloop up` prints opens; `up` again leaves what is there."""
     with urllib.request.urlopen(each_store.reports_front, timeout=10) as answer:
         assert b"No validation has run yet" in answer.read()
-    objects.open_reports_at(objects.client(each_store, "reports"), "docs/index.html")
+    objects.put_front(objects.client(each_store, "reports"), "Mine <b>", {"one": "docs/index.html"})
     prepare(each_store)
     with urllib.request.urlopen(each_store.reports_front, timeout=10) as answer:
-        assert b'href="docs/index.html"' in answer.read()
+        page = answer.read()
+    assert b"Mine &lt;b&gt;" in page
+    assert b'<a href="docs/index.html">one</a>' in page
 
 
 @pytest.mark.parametrize("path", ["reports", "reports/?list-type=2", "lake", "lake/open", ""])
