@@ -246,7 +246,7 @@ async def _rows(target: Gateway) -> Counter[tuple[str, int]]:
     subject = f"predictions.{target.target}"
     async with broker.platform(target.settings) as (_, js):
         info = await js.stream_info("predictions", subjects_filter=subject)
-        reader = await js.subscribe(subject, ordered_consumer=True)
+        reader = await js.subscribe(subject, stream="predictions", ordered_consumer=True)
         for _ in range((info.state.subjects or {}).get(subject, 0)):
             message = predictions.unpack((await reader.next_msg(5)).data)
             ends = (message.columns()[0] // 1000 - gateway.BEGIN_MS) // gateway.STEP_MS

@@ -1,5 +1,6 @@
 """The broker (NATS with JetStream): connections to it, its streams and buckets, and the consumers of edge targets."""
 
+import logging
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -30,7 +31,13 @@ from fieldloop.stores.settings import Certificate, Settings
 READINGS, PREDICTIONS, ALERTS = "readings", "predictions", "alerts"
 RELEASES, DESIRED, REPORTED, ROLLOUTS = "releases", "desired", "reported", "rollouts"
 BUCKETS = (RELEASES, DESIRED, REPORTED, ROLLOUTS)  # key-value buckets
-ENTRANCE = "_R_.entrance"  # the server refuses a client's message that names a subject under `_R_` for its answer
+STREAMS = {  # with their subjects
+    READINGS: "devices.*.readings",
+    PREDICTIONS: "predictions.*",
+    ALERTS: "alerts.*",
+    **{f"KV_{bucket}": f"$KV.{bucket}.>" for bucket in BUCKETS},
+}
+_ENTRANCE = "_R_.entrance"  # the server refuses a client's message that names a subject under `_R_` for its answer
 
 KEEP_MESSAGES_S = timedelta(days=30).total_seconds()  # how long acquisition may stand still before messages expire
 KEEP_BYTES = 4 << 30  # of the readings, reserved on disk; beyond it the oldest go: flow *watch* tells long before
@@ -44,6 +51,7 @@ async def connect(settings: Settings, certificate: Certificate, name: str, recon
     Raises:
         StoreError: the broker does not answer, or refuses the certificate.
     """
+    logging.getLogger("asyncio").addFilter(_meant)  # once, however often it is added
     try:
         context = ssl.create_default_context(cafile=str(certificate.ca))
         context.load_cert_chain(certificate.cert, certificate.key)
@@ -63,6 +71,11 @@ async def connect(settings: Settings, certificate: Certificate, name: str, recon
         ) from exc
 
 
+def _meant(record: logging.LogRecord) -> bool:
+    """Leave out what asyncio says, harmlessly, at every end of a connection that nats-py has raised to TLS."""
+    return not record.getMessage().startswith("returning true from eof_received()")
+
+
 async def _quiet(error: Exception) -> None:
     """Leave reporting to the call that fails: the client's default prints tracebacks."""
 
@@ -78,7 +91,7 @@ async def platform(settings: Settings) -> AsyncIterator[tuple[Client, JetStreamC
 
 
 async def prepare(js: JetStreamContext, *, mapped: bool = False) -> None:
-    """Create the streams and buckets that are missing, and lead what is published to buckets through the entrance.
+    """Create the streams and buckets that are missing, and have each hear its entrance alone.
 
     They must be there before a device may connect: the MQTT listener acknowledges messages that no stream keeps.
 
@@ -87,13 +100,12 @@ async def prepare(js: JetStreamContext, *, mapped: bool = False) -> None:
         mapped: the broker maps subjects as `entrances` says.
     """
     existing = {info.config.name for info in await js.streams_info()}
-    streams = ((READINGS, ["devices.*.readings"]), (PREDICTIONS, ["predictions.*"]), (ALERTS, ["alerts.*"]))
-    for name, subjects in streams:
+    for name in (READINGS, PREDICTIONS, ALERTS):
         if name not in existing:
             await js.add_stream(
                 StreamConfig(
                     name=name,
-                    subjects=subjects,
+                    subjects=[STREAMS[name]],
                     storage=StorageType.FILE,
                     compression=StoreCompression.S2,
                     max_age=KEEP_MESSAGES_S,
@@ -104,34 +116,40 @@ async def prepare(js: JetStreamContext, *, mapped: bool = False) -> None:
     for bucket in BUCKETS:
         if f"KV_{bucket}" not in existing:
             await js.create_key_value(KeyValueConfig(bucket=bucket, history=1, direct=True, storage=StorageType.FILE))
-        if mapped:
-            await _lead(js, bucket)
+    if mapped:
+        for stream, subject in STREAMS.items():
+            await _close(js, stream, subject)
 
 
 def entrances() -> dict[str, str]:
-    """Return to which subject the broker maps what clients publish to each bucket.
+    """Return to which subject the broker maps what clients publish to each stream.
 
     A client may name any subject for an answer, and JetStream, which may publish anywhere, sends the answer there: with
     a read of its own message a gateway could write another's desired state (docs/adr/0013). Answers are not mapped, and
-    no client may name a subject under `_R_` for them: a bucket that hears one of those alone hears no answers.
+    no client may name a subject under `_R_` for them: a stream that hears one of those alone hears no answers.
     """
-    return {_bucket(name): f"{ENTRANCE}.{_bucket(name)}" for name in BUCKETS}
+    return {subject: _numbered(entrance(subject)) for subject in STREAMS.values()}
 
 
-async def _lead(js: JetStreamContext, bucket: str) -> None:
-    """Have a bucket hear its entrance alone, and keep what comes under the bucket's own subjects."""
-    config = (await js.stream_info(f"KV_{bucket}")).config
-    own = _bucket(bucket)
-    heard = entrances()[own]
+def entrance(subject: str) -> str:
+    """Return where the broker leads what is published to a subject; rights are checked on it."""
+    return f"{_ENTRANCE}.{subject}"
+
+
+async def _close(js: JetStreamContext, stream: str, subject: str) -> None:
+    """Have a stream hear its entrance alone, and keep what comes under the stream's own subjects."""
+    config = (await js.stream_info(stream)).config
+    heard = entrance(subject)
     if config.subjects != [heard]:
-        config.subjects, config.subject_transform = [heard], SubjectTransform(heard, own)
-        if bucket == DESIRED:
-            config.republish = RePublish(own, f"{NOTICE}.{own}")
+        config.subjects, config.subject_transform = [heard], SubjectTransform(heard, _numbered(subject))
+        if stream == f"KV_{DESIRED}":
+            config.republish = RePublish(subject, f"{NOTICE}.{subject}")
         await js.update_stream(config)
 
 
-def _bucket(name: str) -> str:
-    return f"$KV.{name}.>"
+def _numbered(subject: str) -> str:
+    """Return a subject as the server writes it where one is made from another: `*` has its number."""
+    return subject.replace("*", "$1")
 
 
 async def add_agent_consumer(js: JetStreamContext, target: str, devices: Sequence[str]) -> None:

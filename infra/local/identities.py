@@ -214,7 +214,7 @@ def _user(user: str, publishes: list[str], hears: list[str]) -> User:
 
 
 def _device(user: str, name: str) -> User:
-    rights = {"publish": Rule(allow=[f"devices.{name}.readings"]), "subscribe": Rule(deny=[">"])}
+    rights = {"publish": Rule(allow=[broker.entrance(f"devices.{name}.readings")]), "subscribe": Rule(deny=[">"])}
     return {"user": user, "permissions": rights, "allowed_connection_types": ["MQTT"]}
 
 
@@ -227,9 +227,7 @@ def _agent_publishes(name: str) -> list[str]:
     return [
         "$JS.API.DIRECT.GET.KV_releases.>",
         f"$JS.API.DIRECT.GET.KV_desired.$KV.desired.{name}",
-        f"{broker.ENTRANCE}.$KV.reported.{name}",  # as the broker maps it
-        f"predictions.{name}",
-        f"alerts.{name}",
+        *(broker.entrance(f"{own}.{name}") for own in ("$KV.reported", "predictions", "alerts")),
         f"$JS.API.DIRECT.GET.predictions.predictions.{name}",  # its own last ones, so that it sends none twice
         f"$JS.API.DIRECT.GET.alerts.alerts.{name}",
         f"$JS.API.CONSUMER.MSG.NEXT.readings.{name}",

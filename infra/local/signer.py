@@ -254,7 +254,6 @@ async def _run(settings: Settings) -> None:
 def main() -> int:
     """Run until SIGTERM."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns at every close of a TLS connection
     try:
         asyncio.run(_run(Settings()))
     except (FieldloopError, OSError) as exc:

@@ -221,7 +221,7 @@ class Gateway:
             async with broker.platform(self.settings) as (_, js):
                 info = await js.stream_info("predictions", subjects_filter=">")
                 count = (info.state.subjects or {}).get(f"predictions.{self.target}", 0)
-                reader = await js.subscribe(f"predictions.{self.target}", ordered_consumer=True)
+                reader = await js.subscribe(f"predictions.{self.target}", stream="predictions", ordered_consumer=True)
                 found.extend([predictions.unpack((await reader.next_msg(5)).data) for _ in range(count)])
             return found
 

@@ -193,7 +193,7 @@ def _alerts(gateway: Gateway) -> list[Alert]:
         async with broker.platform(gateway.settings) as (_, js):
             subject = f"alerts.{gateway.target}"
             count = ((await js.stream_info("alerts", subjects_filter=subject)).state.subjects or {}).get(subject, 0)
-            reader = await js.subscribe(subject, ordered_consumer=True)
+            reader = await js.subscribe(subject, stream="alerts", ordered_consumer=True)
             return [alerts.decode((await reader.next_msg(5)).data) for _ in range(count)]
 
     return asyncio.run(read())

@@ -170,21 +170,35 @@ def test_an_agent_publishes_nothing_else(enrolled: Settings, subject: str) -> No
     assert [subject.lower() in str(error).lower() for error in denied] == [True]
 
 
-@pytest.mark.parametrize("key", ["$KV.desired.gate-2", "$KV.reported.gate-2", "$KV.rollouts.head", "$KV.releases.root"])
-def test_an_agent_has_no_bucket_written_by_an_answer(enrolled: Settings, key: str) -> None:
-    """It reads its own message, or has one acknowledged, and names another's key as the place for the answer."""
+@pytest.mark.parametrize(
+    ("stream", "subject"),
+    [
+        ("KV_desired", "$KV.desired.gate-2"),
+        ("KV_reported", "$KV.reported.gate-2"),
+        ("KV_rollouts", "$KV.rollouts.head"),
+        ("KV_releases", "$KV.releases.root"),
+        ("predictions", "predictions.gate-2"),
+        ("alerts", "alerts.gate-2"),
+        ("readings", "devices.gate-2.readings"),
+    ],
+)
+def test_an_agent_has_nothing_of_others_written_by_an_answer(enrolled: Settings, stream: str, subject: str) -> None:
+    """It reads its own message, or has one acknowledged, and names another's subject as the place for the answer."""
+    get = "$JS.API.DIRECT.GET.predictions.predictions.gate-1"
 
     async def act(agent: Client) -> None:
-        await agent.publish("predictions.gate-1", b"forged", reply=key)
-        await agent.publish("$JS.API.DIRECT.GET.predictions.predictions.gate-1", b"", reply=key)
+        await agent.publish("predictions.gate-1", b"forged", reply=subject)
+        await agent.publish(get, b"", reply=subject)
         await agent.flush()
-        for reply in (f"_R_.entrance.{key}", "_R_.entrance.$KV.desired.gate-1"):
+        for reply in (f"_R_.entrance.{subject}", "_R_.entrance.$KV.desired.gate-1"):
             with contextlib.suppress(nats.errors.Error):
-                await agent.publish("$JS.API.DIRECT.GET.predictions.predictions.gate-1", b"", reply=reply)
+                await agent.publish(get, b"", reply=reply)
                 await agent.flush()
 
     asyncio.run(_connected(enrolled, enrolled.certificate("target", "gate-1"), act))
-    assert not {key, "$KV.desired.gate-1"} & asyncio.run(_in_bucket(enrolled, key.split(".")[1])).keys()
+    assert subject not in asyncio.run(_subjects(enrolled, stream))
+    assert "$KV.desired.gate-1" not in asyncio.run(_subjects(enrolled, "KV_desired"))
+    assert "predictions.gate-1" in asyncio.run(_subjects(enrolled, "predictions"))
 
 
 @pytest.mark.parametrize(
@@ -342,9 +356,9 @@ async def _count(settings: Settings, subject: str) -> int:
     return sum(sum((info.state.subjects or {}).values()) for info in infos)
 
 
-async def _in_bucket(settings: Settings, bucket: str) -> dict[str, int]:
+async def _subjects(settings: Settings, stream: str) -> dict[str, int]:
     async with broker.platform(settings) as (_, streams):
-        return (await streams.stream_info(f"KV_{bucket}", subjects_filter=">")).state.subjects or {}
+        return (await streams.stream_info(stream, subjects_filter=">")).state.subjects or {}
 
 
 async def _purge(settings: Settings, bucket: str) -> None:

@@ -184,6 +184,21 @@ def test_who_joins_later_gets_what_was_rolled_out(settings: Settings) -> None:
     assert _with(settings, lambda js: rollouts.held(js, ["late"])) == {}
 
 
+def test_who_joins_later_gets_what_came_before_a_release_that_was_revoked(settings: Settings) -> None:
+    """The rollout of the revoked one stays completed, and counts for nobody any more."""
+    good, bad = _publish(settings, Toy(13)), _publish(settings, Toy(14))
+    for each in (good, bad):
+        _roll(each, AT_ONCE, ["site=1"])
+    releases.revoke(settings, f"toy/{bad.version}", "gives wrong numbers")
+    lake = Lake(settings)
+    fleet.add_targets(settings, lake, [fleet.Target("later", (DEVICE,), ("site=1",))])
+    assert converge(settings) == ("later",)
+    held = _with(settings, lambda js: rollouts.held(js, ["later"]))
+    assert held["later"].desired is not None
+    assert held["later"].desired.release == good.digest
+    fleet.remove_targets(settings, lake, ["later"])
+
+
 def test_a_faulty_runtime_is_refused_and_what_ran_nothing_runs_nothing_again(theatre: Settings) -> None:
     """On a stage of its own: half of the gateways give other numbers on the canary."""
     cast = Cast(8, processes=1, heartbeat_s=0.3, faults=Faults(faulty=0.5), seed=3)
