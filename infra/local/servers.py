@@ -41,7 +41,7 @@ def prefect_spec(settings: Settings) -> Spec:
         name="prefect",
         title="Prefect server",
         argv=(
-            *(_program("prefect"), "server", "start"),
+            *(sys.executable, "-m", "infra.local.prefect_server", "server", "start"),
             *("--host", settings.host, "--port", str(settings.prefect_port)),
         ),
         env={
