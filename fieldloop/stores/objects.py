@@ -33,7 +33,7 @@ def client(settings: Settings, identity: StoreIdentity) -> Minio:
         credentials=StaticProvider(credentials.access_key, credentials.secret_key),
         secure=url.scheme == "https",
         region=REGION,
-        http_client=_pool(),
+        http_client=pool(),
     )
 
 
@@ -122,12 +122,19 @@ def names(store: Minio, bucket: Bucket, prefix: str) -> set[str]:
         raise StoreError(f"objects {bucket}/{prefix}* cannot be listed: {_reason(exc)}") from exc
 
 
-def _pool() -> urllib3.PoolManager:
-    """Return a connection pool with bounded waits, in place of the client's five minutes."""
+def pool(*, posts: bool = False) -> urllib3.PoolManager:
+    """Return a connection pool with bounded waits, in place of the client's five minutes.
+
+    Args:
+        posts: also POST again where a connection broke: what is posted is idempotent.
+    """
+    methods = None if posts else urllib3.Retry.DEFAULT_ALLOWED_METHODS
     return urllib3.PoolManager(
         maxsize=10,
         timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
-        retries=urllib3.Retry(total=RETRIES, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+        retries=urllib3.Retry(
+            RETRIES, allowed_methods=methods, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]
+        ),
     )
 
 

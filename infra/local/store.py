@@ -167,6 +167,7 @@ def _grant(settings: Settings) -> None:
         credentials=StaticProvider(root.access_key, root.secret_key),
         region=objects.REGION,
         secure=False,
+        http_client=objects.pool(posts=True),
     )
     for bucket in BUCKETS:
         credentials = settings.store_credentials(bucket)
