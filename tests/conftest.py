@@ -36,9 +36,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep in one process the tests of a file, and all of the demonstrated platform: their services start once."""
+    """Let the demonstration meet the platform as it starts; keep a file's tests, and the platform's, in one process."""
+    items.sort(key=lambda item: "looped" not in getattr(item, "fixturenames", ()))
     for item in items:
-        group = "looped" if "looped" in getattr(item, "fixturenames", ()) else str(item.path)
+        group = "platform" if "platform" in getattr(item, "fixturenames", ()) else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
 
 
@@ -87,21 +88,16 @@ def platform_environment(platform: Settings, monkeypatch: pytest.MonkeyPatch) ->
 
 @dataclass(frozen=True)
 class Looped:
-    """A platform of its own on which the demonstration has run once, on two months."""
+    """The platform once the demonstration has run on it, on two months."""
 
     settings: Settings
     demo: Demo
 
 
 @pytest.fixture(scope="session")
-def looped(free_settings: Callable[..., Settings]) -> Iterator[Looped]:
+def looped(platform: Settings) -> Looped:
     """Take two months of four turbines once round the whole loop, agents and all."""
-    settings = free_settings()
-    platform_services.up(settings, lambda _: None, lambda _names, _seconds: None)
-    try:
-        yield Looped(settings, run_demo(settings, Console(stderr=True), HISTORY, LIVE))
-    finally:
-        platform_services.down(settings)
+    return Looped(platform, run_demo(platform, Console(stderr=True), HISTORY, LIVE))
 
 
 @pytest.fixture(scope="session")

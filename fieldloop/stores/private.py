@@ -5,8 +5,9 @@ from pathlib import Path
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that its owner alone may enter."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Make a folder that its owner alone may enter; so are those above it that were missing."""
+    for folder in reversed([each for each in (path, *path.parents) if not each.exists()]):
+        folder.mkdir(mode=0o700, exist_ok=True)
     path.chmod(0o700)
     return path
 
