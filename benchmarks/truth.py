@@ -22,7 +22,7 @@ from infra.local.stack import start_stack, stop_stack
 from tasks import train as training
 from tasks.collect import collect
 from tasks.preprocess import preprocess
-from tasks.train import CandidateResult
+from tasks.results import CandidateResult, describe
 from tasks.unjudged import find_new
 from tasks.validate import enter, judge
 
@@ -183,7 +183,7 @@ def _run(settings: TruthSettings, case: Case) -> dict[str, object]:
     ]
     reached = all(claim["reached"] for claim in claims)
     row = {"recipe": case.recipe, "best": result.best.algorithm, "reached": reached, "claims": claims}
-    print(training.describe(result), file=sys.stderr)
+    print(describe(result), file=sys.stderr)
     return row | ({} if reached or not case.why else {"why": case.why})
 
 

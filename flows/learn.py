@@ -13,7 +13,7 @@ from flows.validate import validate
 from tasks.approval import LONGEST_S
 from tasks.lifecycle import members_of, profiles_of
 from tasks.register import RegisterResult
-from tasks.train import TrainResult
+from tasks.results import TrainResult
 
 
 @flow(name="learn", timeout_seconds=4 * 3600 + LONGEST_S, validate_parameters=True)

@@ -4,15 +4,23 @@ from typing import Annotated
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from fieldloop.domain.recipe import AlgorithmName, Name
-from tasks.train import TrainResult, begin_training, describe, fail_training, finish_training, fit_candidate
+from tasks.results import TrainResult, describe
+from tasks.train import begin_training, fail_training, finish_training, fit_candidate, log_candidate
 
 TableVersion = Annotated[int | None, Field(ge=0)]
+_LOGGED_AT_ONCE = 2  # candidates, while the next one fits
 
 
-@flow(name="train", timeout_seconds=7200, validate_parameters=True)
+@flow(
+    name="train",
+    timeout_seconds=7200,
+    validate_parameters=True,
+    task_runner=ThreadPoolTaskRunner(max_workers=_LOGGED_AT_ONCE),  # type: ignore[arg-type]  # Prefect's own classes
+)
 def train(
     recipe: Name = "turbine-power",
     candidates: Annotated[list[AlgorithmName] | None, Field(max_length=16)] = None,
@@ -31,8 +39,12 @@ def train(
     """
     training = begin_training(recipe, candidates or [], grid_version, windows_version, seed)
     try:
-        results = [fit_candidate(training, algorithm, seed) for algorithm in training.algorithms]
-    except Exception:
+        logged = [
+            log_candidate.submit(training, algorithm, seed, fit_candidate(training, algorithm, seed))
+            for algorithm in training.algorithms
+        ]
+        results = [candidate.result() for candidate in logged]
+    except Exception:  # whatever it was, it is raised again: without this the parent run would stay open in MLflow
         fail_training(training)
         raise
     result = finish_training(training, results)

@@ -91,7 +91,7 @@ class Share:
 WHOLE: Final = Share()
 
 
-@task(name="drain readings", retries=3, retry_delay_seconds=5, timeout_seconds=3600, tags=["broker", "lake"])
+@task(name="drain readings", retries=3, retry_delay_seconds=5, timeout_seconds=3600)
 def drain_readings(quiet_s: float, share: Share) -> Acquired:
     """Drain stream `readings`, or a share of it, into the lake."""
     return acquire(Settings(), quiet_s, share)

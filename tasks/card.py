@@ -14,9 +14,8 @@ from fieldloop.stores import registry
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
 from tasks.challenge import Verdict
-from tasks.origin import GRAPH_DIGEST
-from tasks.runs import BLOCK, GRID_VERSION, NOTES, WINDOWS_VERSION, intervals_of
-from tasks.train import ALGORITHM
+from tasks.runs import intervals_of
+from tasks.tags import ALGORITHM, BLOCK, GRAPH_DIGEST, GRID_VERSION, NOTES, WINDOWS_VERSION
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

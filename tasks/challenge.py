@@ -31,7 +31,7 @@ from fieldloop.stores.settings import Settings
 from tasks.examples import Examples, Versions, read
 from tasks.matrix import apply
 from tasks.origin import RECIPE
-from tasks.runs import GRID_VERSION, WINDOWS_VERSION
+from tasks.tags import GRID_VERSION, WINDOWS_VERSION
 
 VERDICT: Final = "evaluation/verdict.json"
 STANDING: Final = "promotion"  # tags of a version: how its challenge ended,

@@ -87,7 +87,7 @@ class Collected:
     forwarded: int = 0
 
 
-@task(name="collect from source", retries=2, retry_delay_seconds=10, timeout_seconds=6 * 3600, tags=["lake"])
+@task(name="collect from source", retries=2, retry_delay_seconds=10, timeout_seconds=6 * 3600)
 def collect_source(source: str, again: bool) -> Collected:
     """Bring what is new of a declared source into the lake, or all of it once more."""
     return collect(Settings(), source, again)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
 
 import msgspec
 import numpy as np
@@ -31,8 +30,7 @@ from fieldloop.stores import registry, releases
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
 from tasks.groups import combine
-
-LINEAGE: Final = "lineage."  # tags of a version that say where it comes from
+from tasks.tags import LINEAGE
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class _Target(msgspec.Struct, frozen=True):
     alerts: Limits | None = None
 
 
-@task(name="release version", retries=2, retry_delay_seconds=5, timeout_seconds=600, tags=["mlflow", "store", "broker"])
+@task(name="release version", retries=2, retry_delay_seconds=5, timeout_seconds=600)
 def release_version(recipe: str, version: str) -> Released:
     """Build the release of a registered version, by number or alias, and publish it."""
     return release(Settings(), recipe, version)

@@ -52,7 +52,6 @@ class Comparison:
     retries=2,
     retry_delay_seconds=5,
     timeout_seconds=600,
-    tags=["broker", "lake", "mlflow"],
 )
 def compare_with_training(recipe: str) -> Comparison:
     """Hold the targets' sketches against the training's, and announce a drift where the recipe asks for it."""

@@ -13,7 +13,7 @@ from fieldloop.stores.rollouts import now_us
 from fieldloop.stores.settings import Settings
 
 
-@task(name="converge late joiners", retries=2, retry_delay_seconds=5, timeout_seconds=600, tags=["lake", "broker"])
+@task(name="converge late joiners", retries=2, retry_delay_seconds=5, timeout_seconds=600)
 def converge_joiners() -> tuple[str, ...]:
     """Ask targets for the newest completed rollout that is for them, where nothing newer was asked of them."""
     return converge(Settings())

@@ -11,7 +11,7 @@ from tasks.acquire import Acquired
 from tasks.deploy import DeployResult
 from tasks.preprocess import Preprocessed
 from tasks.register import RegisterResult
-from tasks.train import CandidateResult, TrainResult, shown
+from tasks.results import CandidateResult, TrainResult, shown
 from tasks.verdict import ValidateResult
 
 

@@ -22,10 +22,8 @@ from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.releases import Published
 from fieldloop.stores.settings import Settings
-from tasks.origin import CODE, GRAPH_DIGEST
 from tasks.records import Records
-from tasks.runs import GRID_VERSION, WINDOWS_VERSION
-from tasks.train import ALGORITHM
+from tasks.tags import ALGORITHM, AS_OF, CODE, GRAPH_DIGEST, GRID_VERSION, RECIPE_DIGEST, RECIPE_NAME, WINDOWS_VERSION
 
 SHOWN: Final = 20  # children of a node, at most
 KINDS: Final = (
@@ -172,8 +170,8 @@ class _Trees:
 
     def _run_origins(self, tags: Mapping[str, str]) -> tuple[Node, ...]:
         """The recipe and the examples of a run."""
-        recipe, windows = tags["fieldloop.recipe"], int(tags[WINDOWS_VERSION])
-        document = Node("recipe", recipe, {"digest": tags["fieldloop.recipe_digest"]})
+        recipe, windows = tags[RECIPE_NAME], int(tags[WINDOWS_VERSION])
+        document = Node("recipe", recipe, {"digest": tags[RECIPE_DIGEST]})
         made = (pl.col("recipe") == recipe) & (pl.col("windows_version") == windows)
         rows = self.records.examples(made).rows(named=True)
         if rows:
@@ -230,7 +228,7 @@ def _version(version: ModelVersion) -> Node:
 
 
 def _run(run_id: str, tags: Mapping[str, str]) -> Node:
-    wanted = {"algorithm": ALGORITHM, "code": CODE, "graph": GRAPH_DIGEST, "as of": "fieldloop.as_of"}
+    wanted = {"algorithm": ALGORITHM, "code": CODE, "graph": GRAPH_DIGEST, "as of": AS_OF}
     return Node("run", run_id, {name: tags[tag] for name, tag in wanted.items() if tags.get(tag)})
 
 

@@ -18,7 +18,7 @@ from fieldloop.stores.compaction import LAYOUTS, Size
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks.ancestry import newest_whole
-from tasks.runs import GRID_VERSION, WINDOWS_VERSION
+from tasks.tags import GRID_VERSION, WINDOWS_VERSION
 
 TABLES: Final = tuple(LAYOUTS)
 TIMEOUT_S: Final = 3600
@@ -46,13 +46,13 @@ class Maintained:
     deleted: int
 
 
-@task(name="maintain table", retries=2, retry_delay_seconds=10, timeout_seconds=TIMEOUT_S, tags=["lake"])
+@task(name="maintain table", retries=2, retry_delay_seconds=10, timeout_seconds=TIMEOUT_S)
 def maintain_table(table: str, keep_days: int) -> Maintained:
     """Compact and vacuum one table."""
     return maintain(Settings(), table, timedelta(days=keep_days))
 
 
-@task(name="maintain examples", retries=2, retry_delay_seconds=10, timeout_seconds=TIMEOUT_S, tags=["lake", "mlflow"])
+@task(name="maintain examples", retries=2, retry_delay_seconds=10, timeout_seconds=TIMEOUT_S)
 def maintain_examples(keep_days: int) -> list[Maintained]:
     """Vacuum the grids and windows of all recipes."""
     settings = Settings()

@@ -93,13 +93,13 @@ class Monitored:
     r2: float | None
 
 
-@task(name="collect predictions", retries=3, retry_delay_seconds=5, timeout_seconds=3600, tags=["broker", "lake"])
+@task(name="collect predictions", retries=3, retry_delay_seconds=5, timeout_seconds=3600)
 def collect_predictions(quiet_s: float) -> Collected:
     """Drain stream `predictions` into the lake."""
     return collect(Settings(), quiet_s)
 
 
-@task(name="compare with the lake", retries=2, retry_delay_seconds=5, timeout_seconds=3600, tags=["lake"])
+@task(name="compare with the lake", retries=2, retry_delay_seconds=5, timeout_seconds=3600)
 def compare_with_lake(recipe: str, collected: Collected) -> Monitored:
     """Hold the newest release's predictions against the windows and the truth in the lake."""
     return compare(Settings(), recipe, collected)

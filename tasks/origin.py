@@ -16,8 +16,6 @@ from tasks.fitting import Fitted
 
 ORIGIN: Final = "origin.json"  # artifact of a candidate's run
 RECIPE: Final = "recipe.json"  # artifact: the recipe as it was
-GRAPH_DIGEST: Final = "fieldloop.graph"  # tag: SHA-256 of the graph
-CODE: Final = "fieldloop.code"  # tag: see `Origin.code`
 PACKAGES: Final = (
     "numpy", "onnx", "onnxmltools", "onnxruntime", "optuna", "scikit-learn", "scipy", "skl2onnx", "spox", "xgboost-cpu",
 )  # fmt: skip

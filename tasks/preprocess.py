@@ -61,7 +61,7 @@ class Preprocessed:
     reused: bool
 
 
-@task(name="build grid and windows", retries=2, retry_delay_seconds=5, timeout_seconds=3600, tags=["lake"])
+@task(name="build grid and windows", retries=2, retry_delay_seconds=5, timeout_seconds=3600)
 def build_windows(recipe: str, as_of: datetime | None = None, include_late: bool = True) -> Preprocessed:
     """Make the tables `grid/<recipe>` and `windows/<recipe>`."""
     return preprocess(Settings(), recipe, None if as_of is None else Past(as_of, include_late))

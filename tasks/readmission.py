@@ -41,7 +41,7 @@ class Settled:
     readings: int
 
 
-@task(name="settle doubts", retries=3, retry_delay_seconds=5, timeout_seconds=3600, tags=["lake"])
+@task(name="settle doubts", retries=3, retry_delay_seconds=5, timeout_seconds=3600)
 def settle_doubts(since: datetime, share: Share = WHOLE) -> Settled:
     """Readmit devices with a mended profile, release what is in doubt no more, and name who was set aside."""
     return settle(Settings(), since, share)

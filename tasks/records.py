@@ -16,7 +16,7 @@ from fieldloop.stores.lake import Commit, Lake
 from fieldloop.stores.registry import ModelVersion, Trained
 from fieldloop.stores.releases import Published
 from fieldloop.stores.settings import Settings
-from tasks.train import ALGORITHM
+from tasks.tags import ALGORITHM
 
 RUNS: Final = 200  # runs that are read of one place in the lineage, at most
 

@@ -16,7 +16,7 @@ TIMEOUT_S: Final = 900
 WarnDays = Annotated[int, Field(ge=1, le=3650)]
 
 
-@task(name="refresh signatures", retries=3, retry_delay_seconds=60, timeout_seconds=TIMEOUT_S, tags=["broker"])
+@task(name="refresh signatures", retries=3, retry_delay_seconds=60, timeout_seconds=TIMEOUT_S)
 def refresh_signatures() -> Refreshed:
     """Sign the online roles anew where they need it."""
     return releases.refresh(Settings(), datetime.now(UTC))

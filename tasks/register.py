@@ -25,7 +25,7 @@ from tasks.challenge import Verdict, examples_of, figures, judge, settle
 from tasks.examples import Examples, spread_out
 from tasks.matrix import apply, features, session_of
 from tasks.runs import NATIVE, runtime
-from tasks.train import ALGORITHM, BEST_RUN
+from tasks.tags import ALGORITHM, BEST_RUN
 
 PARITY: Final = "release/parity.json"
 ROWS_ALONE: Final = 1_000  # windows that are also run one at a time
@@ -69,27 +69,27 @@ class RegisterResult:
     verdict: Verdict
 
 
-@task(name="prove parity", retries=1, retry_delay_seconds=10, timeout_seconds=1800, tags=["mlflow", "lake", "compute"])
+@task(name="prove parity", retries=1, retry_delay_seconds=10, timeout_seconds=1800)
 def prove_parity(recipe: str, run_id: str | None) -> Proved:
     """Compare graph and native model on held-out windows."""
     settings = Settings()
     return prove(settings, recipe, run_id or newest_best_run(settings, recipe))
 
 
-@task(name="register version", retries=2, retry_delay_seconds=5, timeout_seconds=300, tags=["mlflow"])
+@task(name="register version", retries=2, retry_delay_seconds=5, timeout_seconds=300)
 def register_version(proved: Proved) -> int:
     """Register the run's graph; a run that is registered already keeps its version."""
     return enter(Settings(), proved).version
 
 
-@task(name="challenge champion", retries=1, retry_delay_seconds=10, timeout_seconds=1800, tags=["mlflow", "lake"])
+@task(name="challenge champion", retries=1, retry_delay_seconds=10, timeout_seconds=1800)
 def challenge_champion(proved: Proved, version: int) -> Verdict:
     """Compare the version with the champion on the same held-out windows."""
     settings = Settings()
     return judge(settings, registry.version(settings, proved.recipe, version))
 
 
-@task(name="settle champion", retries=2, retry_delay_seconds=5, timeout_seconds=300, tags=["mlflow"])
+@task(name="settle champion", retries=2, retry_delay_seconds=5, timeout_seconds=300)
 def settle_champion(proved: Proved, version: int, verdict: Verdict) -> RegisterResult:
     """Move the aliases as the verdict says, and write the model card."""
     return conclude(Settings(), proved, version, verdict)

@@ -20,7 +20,7 @@ from tasks.ancestry import Past
 from tasks.examples import read
 from tasks.matrix import apply
 from tasks.preprocess import Preprocessed
-from tasks.train import CandidateResult, TrainResult
+from tasks.results import CandidateResult, TrainResult
 
 _AGO: Final = timedelta(days=7)  # the moment where none is given
 
@@ -73,7 +73,7 @@ def moment_of(as_of: datetime | None) -> datetime:
     return as_of or datetime.now(UTC) - _AGO
 
 
-@task(name="compare trainings", retries=1, timeout_seconds=3600, tags=["mlflow", "lake", "compute"])
+@task(name="compare trainings", retries=1, timeout_seconds=3600)
 def compare_trainings(
     moment: datetime,
     late_tables: Preprocessed,

@@ -22,13 +22,13 @@ from tasks.wave import TICK_S
 ROLLED_BACK_S: Final = 60.0  # for targets to say that they run again what they ran before
 
 
-@task(name="roll back", timeout_seconds=3600, retries=3, retry_delay_seconds=5, tags=["broker"])
+@task(name="roll back", timeout_seconds=3600, retries=3, retry_delay_seconds=5)
 def roll_back(name: str, reasons: Sequence[str]) -> int:
     """Ask every asked target for what it ran before, and wait until they do; return how many do."""
     return asyncio.run(_roll_back(Settings(), name, reasons))
 
 
-@task(name="end rollout", retries=3, retry_delay_seconds=5, timeout_seconds=600, tags=["broker"])
+@task(name="end rollout", retries=3, retry_delay_seconds=5, timeout_seconds=600)
 def end_rollout(name: str, phase: Phase, reasons: Sequence[str]) -> None:
     """Write down how the rollout ended, and let shadows rest."""
     asyncio.run(_end(Settings(), name, phase, reasons))

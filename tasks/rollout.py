@@ -139,7 +139,7 @@ def _asks_before(plan: Plan, waves: Sequence[int], number: int) -> bool:
     return begins and (after_first or plan.approval is Approval.EVERY_WAVE)
 
 
-@task(name="begin rollout", retries=2, retry_delay_seconds=5, timeout_seconds=600, tags=["lake", "broker"])
+@task(name="begin rollout", retries=2, retry_delay_seconds=5, timeout_seconds=600)
 def begin_rollout(released: Released, labels: Sequence[str], plan: Plan) -> Begun:
     """Choose the targets that the release is for, plan its waves, and write the rollout down; it supersedes others."""
     return begin(Settings(), released, labels, plan, _runs())

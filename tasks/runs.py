@@ -5,7 +5,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,30 +13,41 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from expectations.profiles import load_profile
 from fieldloop.domain.alerts import Limits
 from fieldloop.domain.drift import Distributions
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import PREDICTION, WINDOW
-from fieldloop.domain.metrics import probabilities
 from fieldloop.domain.parts import PARTS
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe import Metric, Recipe
-from fieldloop.domain.recipe.target import Anomaly, Class
 from fieldloop.domain.release import Budget
 from fieldloop.domain.sketch import Sketch
 from fieldloop.domain.windows import WindowSpec
 from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
-from tasks import candidates, plots
+from tasks import candidates
 from tasks.evaluation import Evaluation, evaluate
 from tasks.examples import Versions
 from tasks.fitting import Fitted
 from tasks.notes import notes
-from tasks.origin import CODE, GRAPH_DIGEST, ORIGIN, RECIPE, origin_of
+from tasks.origin import ORIGIN, RECIPE, origin_of
+from tasks.pictures import pictures
+from tasks.tags import (
+    AS_OF,
+    BLOCK,
+    CODE,
+    GRAPH_DIGEST,
+    GRID_VERSION,
+    LATE,
+    LINEAGE,
+    NOTES,
+    RECIPE_DIGEST,
+    RECIPE_NAME,
+    WINDOWS_VERSION,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,21 +57,16 @@ RUNTIME_PACKAGES: Final = ("numpy", "onnx", "onnxruntime")
 _UPLOADS: Final = 4  # files on their way to MLflow at once
 NATIVE: Final = "native"  # artifact folder of the model in its own library's format
 PREDICTIONS: Final = "evaluation/predictions.parquet"  # a row a window that chose or judged
-NOTES: Final = "fieldloop.notes"  # tag: what a person should know before believing the figures, a line each
-BLOCK: Final = "fieldloop.block"  # tag: what windows were drawn by for the intervals
 REFERENCE: Final = "release/reference.json"  # what the model was learnt from and predicts, for drift to be seen by
 VALIDATION: Final = "validation."  # prefix of the metrics that chose
-GRID_VERSION: Final = "fieldloop.grid_version"
-WINDOWS_VERSION: Final = "fieldloop.windows_version"
-LINEAGE: Final = "lineage."  # prefix of tags that say where a model comes from
 
 
 def lineage(lake: Lake, recipe: Recipe, versions: Versions) -> dict[str, str]:
     """Tags that say where a run comes from."""
     grid, windows = f"grid/{recipe.name}", f"windows/{recipe.name}"
     return {
-        "fieldloop.recipe": recipe.name,
-        "fieldloop.recipe_digest": recipe.digest,
+        RECIPE_NAME: recipe.name,
+        RECIPE_DIGEST: recipe.digest,
         GRID_VERSION: str(versions.grid),
         WINDOWS_VERSION: str(versions.windows),
         f"{LINEAGE}recipe": recipe.digest,
@@ -73,8 +79,9 @@ def lineage(lake: Lake, recipe: Recipe, versions: Versions) -> dict[str, str]:
 def _past(lake: Lake, table: str, version: int) -> dict[str, str]:
     """Tags that say which readings the tables were made of, and as of which moment, if any."""
     made = lake.commits(table, 1, version)[0].metadata
-    tags = {f"{LINEAGE}readings": f"{lake.uri('readings')}@{made['readings']}"} if "readings" in made else {}
-    return tags | {f"fieldloop.{name}": made[name] for name in ("as_of", "late") if name in made}
+    found = {f"{LINEAGE}readings": f"{lake.uri('readings')}@{made['readings']}"} if "readings" in made else {}
+    past = {AS_OF: "as_of", LATE: "late"}
+    return found | {tag: made[name] for tag, name in past.items() if name in made}
 
 
 def recipe_params(recipe: Recipe) -> dict[str, Any]:
@@ -94,7 +101,7 @@ def recipe_params(recipe: Recipe) -> dict[str, Any]:
 
 
 def log_fitted(settings: Settings, fitted: Fitted, lake: Lake, versions: Versions, run_id: str, seed: int) -> None:
-    """Log a fitted candidate to its run."""
+    """Log a fitted candidate to its run; the figures last, since they are the graph's as well as the run's."""
     mlflow = registry.client(settings)
     params: dict[str, Any] = {"seed": seed, **recipe_params(fitted.recipe), **fitted.candidate.settings}
     origin, evaluation = origin_of(fitted, versions, seed, settings.root), evaluate(fitted)
@@ -104,7 +111,7 @@ def log_fitted(settings: Settings, fitted: Fitted, lake: Lake, versions: Version
         NOTES: "\n".join(notes(fitted)),
         BLOCK: evaluation.block,
     }
-    log_values(mlflow, run_id, _figures(fitted, evaluation), params, tags)
+    log_values(mlflow, run_id, {}, params, tags)
     log_dataset(mlflow, lake, fitted.recipe, versions, run_id)
     profiles = load_profiles(settings, fitted.recipe)
     unit = fitted.recipe.target_unit(profiles[fitted.recipe.profiles[0]])
@@ -115,8 +122,9 @@ def log_fitted(settings: Settings, fitted: Fitted, lake: Lake, versions: Version
     }
     with ThreadPoolExecutor(1) as beside:  # both mostly wait for MLflow
         logged = beside.submit(_log_graph, settings, fitted, run_id)
-        _log_files(mlflow, run_id, files, _pictures(fitted, unit))
-        logged.result()
+        _log_files(mlflow, run_id, files, pictures(fitted, unit))
+        model_id = logged.result()
+    log_values(mlflow, run_id, _figures(fitted, evaluation), {}, model_id=model_id)
 
 
 def _figures(fitted: Fitted, evaluation: Evaluation) -> dict[str, float]:
@@ -232,60 +240,24 @@ def _target(recipe: Recipe, profile: Profile) -> bytes:
     )
 
 
-def _pictures(fitted: Fitted, unit: str) -> dict[str, "Figure"]:
-    found, truth, predicted = fitted.found, fitted.truth, fitted.predicted
-    end_us, device = found.end_us[fitted.test], found.device[fitted.test]
-    pictures = {}
-    match fitted.recipe.target:
-        case Class():
-            pictures = _pictures_of_classes(fitted)
-        case Anomaly():
-            pictures["scores"] = plots.scores(end_us, predicted[:, 0], truth, device, found.devices)
-            known = ~np.isnan(truth)
-            pictures |= _ranked({"anomalous": (truth[known] > 0, predicted[known, 0].astype(np.float64))})
-        case _:
-            quantity = f"{fitted.recipe.target_name}, {unit}"
-            pictures["truth_and_prediction"] = plots.truth_and_prediction(truth, predicted[:, 0], quantity)
-            pictures["residuals"] = plots.residuals(end_us, predicted[:, 0] - truth, quantity)
-    if shares := candidates.importances(fitted.model, fitted.materials.names):
-        pictures["importance"] = plots.importance(shares)
-    return {f"plots/{name}.png": picture for name, picture in pictures.items()}
-
-
-def _pictures_of_classes(fitted: Fitted) -> dict[str, "Figure"]:
-    shares, codes, names = probabilities(fitted.predicted), fitted.truth.astype(np.int64), fitted.recipe.classes
-    curves = {name: (codes == code, shares[:, code]) for code, name in enumerate(names)}
-    if len(names) == 2:  # the first is the second's mirror image
-        del curves[names[0]]
-    return {
-        "confusion": plots.confusion(codes, shares.argmax(axis=1), names),
-        "calibration": plots.calibration(curves),
-        **_ranked(curves),
-    }
-
-
-def _ranked(curves: Mapping[str, tuple[NDArray[np.bool_], NDArray[np.float64]]]) -> dict[str, "Figure"]:
-    """The ranking of those classes that some windows are of, and others not."""
-    both = {name: curve for name, curve in curves.items() if curve[0].any() and not curve[0].all()}
-    return {"ranking": plots.ranking(both)} if both else {}
-
-
-def _log_files(
-    mlflow: "MlflowClient", run_id: str, files: Mapping[str, bytes], pictures: Mapping[str, "Figure"]
-) -> None:
-    """Upload files and pictures, by path."""
-    with tempfile.TemporaryDirectory(prefix="fieldloop-") as name:
+def _log_files(mlflow: "MlflowClient", run_id: str, files: Mapping[str, bytes], drawn: Mapping[str, "Figure"]) -> None:
+    """Upload files and pictures, by path; the files while the pictures are drawn."""
+    with tempfile.TemporaryDirectory(prefix="fieldloop-") as name, ThreadPoolExecutor(_UPLOADS) as pool:
         folder = Path(name)
-        both = (*files, *pictures)
-        for path in both:
+
+        def upload(path: str) -> Future[None]:
+            return pool.submit(mlflow.log_artifact, run_id, folder / path, _folder_of(path))
+
+        for path in (*files, *drawn):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
         for path, data in files.items():
             (folder / path).write_bytes(data)
-        for path, figure in pictures.items():
+        uploads = [upload(path) for path in files]
+        for path, figure in drawn.items():
             figure.savefig(folder / path)
-        with ThreadPoolExecutor(_UPLOADS) as pool:
-            for _ in pool.map(lambda path: mlflow.log_artifact(run_id, folder / path, _folder_of(path)), both):
-                pass
+            uploads.append(upload(path))
+        for each in uploads:
+            each.result()
 
 
 def _folder_of(path: str) -> str | None:
@@ -299,15 +271,16 @@ def log_values(
     metrics: Mapping[Any, float],
     params: Mapping[str, Any],
     tags: Mapping[str, str] | None = None,
+    model_id: str | None = None,
 ) -> None:
-    """Log metrics, parameters and tags in one call."""
+    """Log metrics, which are a logged model's too where one is named, parameters and tags in one call."""
     from mlflow.entities import Metric as MlflowMetric
     from mlflow.entities import Param, RunTag
 
     now_ms = time.time_ns() // 1_000_000
     mlflow.log_batch(
         run_id,
-        metrics=[MlflowMetric(str(name), value, now_ms, 0) for name, value in metrics.items()],
+        metrics=[MlflowMetric(str(name), value, now_ms, 0, model_id) for name, value in metrics.items()],
         params=[Param(name, str(value)) for name, value in params.items()],
         tags=[RunTag(name, value) for name, value in (tags or {}).items()],
     )
@@ -333,8 +306,11 @@ def _delta_source(uri: str, version: int) -> str:
     return json.dumps({"path": uri, "delta_table_version": version})
 
 
-def _log_graph(settings: Settings, fitted: Fitted, run_id: str) -> None:
-    """Log the merged graph as MLflow model `graph`, with signature and input example."""
+def _log_graph(settings: Settings, fitted: Fitted, run_id: str) -> str:
+    """Log the merged graph as MLflow model `graph`, with signature and input example; return the model's id.
+
+    MLflow copies a run's metrics one by one to a model that is logged after them.
+    """
     import mlflow
     import mlflow.onnx
     from mlflow.models import ModelSignature
@@ -347,7 +323,7 @@ def _log_graph(settings: Settings, fitted: Fitted, run_id: str) -> None:
     )
     mlflow.set_tracking_uri(settings.mlflow_endpoint)
     with mlflow.start_run(run_id=run_id):
-        mlflow.onnx.log_model(
+        logged = mlflow.onnx.log_model(
             fitted.graph,
             name=registry.GRAPH,
             signature=signature,
@@ -356,6 +332,7 @@ def _log_graph(settings: Settings, fitted: Fitted, run_id: str) -> None:
             onnx_execution_providers=["CPUExecutionProvider"],
             save_as_external_data=False,
         )
+    return str(logged.model_id)
 
 
 def runtime() -> dict[str, str]:

@@ -1,55 +1,45 @@
 """Train: features by the recipe's one graph, candidates fitted on the training windows alone, all of it in MLflow.
 
     pin table versions → open the parent run → search and fit each candidate (a child run each) → close the parent
+                                                 while the next one fits, what it found is logged
 
-A candidate's task takes references and makes the features (seconds) unless its process has them, so that it can run or
-be repeated anywhere.
+A task takes references, and makes the features, and what was fitted, again unless its process has them, so that it can
+run or be repeated anywhere.
 What was trained before from the same content is not trained again: a run that was killed goes on where it was.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect import task
 
-from fieldloop.domain.bootstrap import LEVEL
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import feature_graph
-from fieldloop.domain.metrics import gain
-from fieldloop.domain.recipe import Candidate, Metric, Recipe, load_recipe
+from fieldloop.domain.recipe import Candidate, Recipe, load_recipe
 from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks.ancestry import newest_whole
 from tasks.cluster import connected
 from tasks.examples import Versions, read
-from tasks.fitting import Materials, fit, prepare
+from tasks.fitting import Fitted, Materials, fit, prepare
 from tasks.leaks import refuse_leaks
 from tasks.origin import packages
-from tasks.runs import (
-    NOTES,
-    VALIDATION,
-    intervals_of,
-    lineage,
-    load_profiles,
-    log_dataset,
-    log_fitted,
-    log_values,
-    recipe_params,
-)
+from tasks.results import CandidateResult, TrainResult, ranked_by, read_back
+from tasks.runs import lineage, load_profiles, log_dataset, log_fitted, log_values, recipe_params
 from tasks.search import Progress, ShownProgress, Trials, in_silence, search
+from tasks.tags import ALGORITHM, BEST_RUN, CONTENT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-BEST_RUN: Final = "fieldloop.best_run"  # tag of a parent run
-ALGORITHM: Final = "fieldloop.algorithm"
-CONTENT: Final = "fieldloop.content"  # tag: digest of all that a run follows from
+_FITTED: Final[dict[str, Fitted]] = {}  # by run: what this process has fitted and not logged yet
 
 
 @dataclass(frozen=True)
@@ -71,57 +61,7 @@ class Training:
     run_id: str
 
 
-@dataclass(frozen=True)
-class CandidateResult:
-    """One fitted candidate.
-
-    Attributes:
-        algorithm: its name in the recipe.
-        run_id: MLflow run, which carries the graph.
-        metrics: on the held-out windows, by the merged graph; mae and rmse in the target's unit.
-        validation: on the windows that choose, learnt from the training windows alone.
-        chosen_by: of these, the metric that decides.
-        intervals: low and high end of each metric's interval, as far as it can be said.
-        notes: what a person should know before believing them, see `tasks.notes`.
-        rows: windows by use: train, validation, test, embargo, no_target.
-        fit_s: seconds that fitting took.
-    """
-
-    algorithm: str
-    run_id: str
-    metrics: dict[Metric, float]
-    validation: dict[Metric, float]
-    chosen_by: float
-    intervals: dict[Metric, tuple[float, float]]
-    notes: tuple[str, ...]
-    rows: dict[str, int]
-    fit_s: float
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training gave.
-
-    Attributes:
-        recipe: name of the recipe.
-        versions: table versions that it read.
-        run_id: parent run.
-        run_url: its page.
-        metric: the one that decides.
-        best: the candidate that the recipe's metric prefers on the validation windows.
-        candidates: all of them, best first.
-    """
-
-    recipe: str
-    versions: Versions
-    run_id: str
-    run_url: str
-    metric: Metric
-    best: CandidateResult
-    candidates: tuple[CandidateResult, ...]
-
-
-@task(name="begin training", retries=2, retry_delay_seconds=5, timeout_seconds=300, tags=["mlflow", "lake"])
+@task(name="begin training", retries=2, retry_delay_seconds=5, timeout_seconds=300)
 def begin_training(
     recipe: str, algorithms: Sequence[str], grid_version: int | None, windows_version: int | None, seed: int
 ) -> Training:
@@ -135,20 +75,25 @@ def begin_training(
     retries=1,
     retry_delay_seconds=10,
     timeout_seconds=7200,
-    tags=["mlflow", "lake", "compute"],
 )
-def fit_candidate(training: Training, algorithm: str, seed: int) -> CandidateResult:
-    """Search and fit one candidate, and log it as a run below the parent."""
-    return train_candidate(Settings(), training, algorithm, seed, ShownProgress(algorithm))
+def fit_candidate(training: Training, algorithm: str, seed: int) -> str:
+    """Search and fit one candidate in a run below the parent; return the run."""
+    return fit_run(Settings(), training, algorithm, seed, ShownProgress(algorithm))
 
 
-@task(name="finish training", retries=2, retry_delay_seconds=5, timeout_seconds=300, tags=["mlflow"])
+@task(name="log candidate", task_run_name="log {algorithm}", retries=1, retry_delay_seconds=10)
+def log_candidate(training: Training, algorithm: str, seed: int, run_id: str) -> CandidateResult:
+    """Log what was fitted to its run. In a thread, where no timeout can interrupt it; MLflow's client has its own."""
+    return log_run(Settings(), training, algorithm, seed, run_id)
+
+
+@task(name="finish training", retries=2, retry_delay_seconds=5, timeout_seconds=300)
 def finish_training(training: Training, results: Sequence[CandidateResult]) -> TrainResult:
     """Close the parent run with the best candidate's figures."""
     return finish(Settings(), training, results)
 
 
-@task(name="fail training", timeout_seconds=60, tags=["mlflow"])
+@task(name="fail training", timeout_seconds=60)
 def fail_training(training: Training) -> None:
     """Mark the parent run as failed."""
     registry.client(Settings()).set_terminated(training.run_id, "FAILED")
@@ -200,31 +145,48 @@ def train_candidate(
     Raises:
         TrainingError: the tables cannot be trained from, or the recipe has no such candidate.
     """
-    lake = Lake(settings)
-    recipe = load_recipe(settings.root, training.recipe)
-    candidate = _candidate(recipe, algorithm)
+    return log_run(settings, training, algorithm, seed, fit_run(settings, training, algorithm, seed, progress))
+
+
+def fit_run(settings: Settings, training: Training, algorithm: str, seed: int, progress: Progress = in_silence) -> str:
+    """Open a candidate's run, search and fit; return the run, which is a finished one where the content is known.
+
+    Raises:
+        TrainingError: as `train_candidate`.
+    """
+    lake, recipe = Lake(settings), load_recipe(settings.root, training.recipe)
+    _candidate(recipe, algorithm)
     mlflow = registry.client(settings)
     content = _content(recipe, training.versions, algorithm, seed)
     done = _newest(mlflow, training.experiment_id, content, ("FINISHED",))
     if done is not None:
-        return _result(recipe, done)
+        return str(done.info.run_id)
     tags = {
         **lineage(lake, recipe, training.versions),
         "mlflow.parentRunId": training.run_id,
         ALGORITHM: algorithm,
         CONTENT: content,
     }
-    run_id = mlflow.create_run(training.experiment_id, tags=tags, run_name=algorithm).info.run_id
-    try:
-        materials = _materials(settings, recipe.name, recipe.digest, training.versions)
-        trials = Trials(mlflow, training.experiment_id, run_id, content)
-        found = search(candidate, materials, seed, trials, progress)
-        log_fitted(settings, fit(found, materials, seed), lake, training.versions, run_id, seed)
-    except BaseException:
-        mlflow.set_terminated(run_id, "FAILED")
-        raise
-    mlflow.set_terminated(run_id)
-    return _result(recipe, mlflow.get_run(run_id))
+    run_id: str = mlflow.create_run(training.experiment_id, tags=tags, run_name=algorithm).info.run_id
+    with _failing(mlflow, run_id):
+        _FITTED[run_id] = _learnt(settings, training, algorithm, seed, run_id, progress)
+    return run_id
+
+
+def log_run(settings: Settings, training: Training, algorithm: str, seed: int, run_id: str) -> CandidateResult:
+    """Log what was fitted for a run, and close it; a process that did not fit it fits it again.
+
+    Raises:
+        TrainingError: as `train_candidate`.
+    """
+    recipe, mlflow = load_recipe(settings.root, training.recipe), registry.client(settings)
+    if mlflow.get_run(run_id).info.status != "FINISHED":
+        with _failing(mlflow, run_id):
+            fitted = _FITTED.get(run_id) or _learnt(settings, training, algorithm, seed, run_id, in_silence)
+            log_fitted(settings, fitted, Lake(settings), training.versions, run_id, seed)
+        mlflow.set_terminated(run_id)
+        _FITTED.pop(run_id, None)
+    return read_back(recipe, mlflow.get_run(run_id))
 
 
 def finish(settings: Settings, training: Training, results: Sequence[CandidateResult]) -> TrainResult:
@@ -237,7 +199,7 @@ def finish(settings: Settings, training: Training, results: Sequence[CandidateRe
         raise TrainingError(f"{training.recipe}: expected at least one fitted candidate, got none")
     _materials.cache_clear()
     recipe = load_recipe(settings.root, training.recipe)
-    ranked = _ranked(results, recipe.promotion.metric)
+    ranked = ranked_by(results, recipe.promotion.metric)
     best = ranked[0]
     mlflow = registry.client(settings)
     if mlflow.get_run(training.run_id).info.status != "FINISHED":
@@ -249,47 +211,6 @@ def finish(settings: Settings, training: Training, results: Sequence[CandidateRe
     return TrainResult(
         training.recipe, training.versions, training.run_id, url, recipe.promotion.metric, best, tuple(ranked)
     )
-
-
-def describe(result: TrainResult) -> str:
-    """Return the training as Markdown for a person."""
-    names = list(result.best.metrics)
-    rows = [_row(entry, names, entry is result.best) for entry in result.candidates]
-    used = result.best.rows
-    return "\n".join(
-        (
-            f"[MLflow run]({result.run_url}) of recipe `{result.recipe}`, from `grid/{result.recipe}` version "
-            f"{result.versions.grid} and `windows/{result.recipe}` version {result.versions.windows}.",
-            "",
-            f"| candidate | {result.metric}, choosing | {' | '.join(names)} | fit, s |",
-            f"|---{'|---' * (len(names) + 2)}|",
-            *rows,
-            "",
-            f"Learnt from {used['train']:,} windows, chosen by {used['validation']:,} others, judged on "
-            f"{used['test']:,} held-out ones (in brackets where {LEVEL:.0%} of the draws of their blocks lie); "
-            f"{used['embargo']:,} in the embargo or later and {used['no_target']:,} without a target served none.",
-            *(f"\n**Note.** {note}" for note in result.best.notes),
-        )
-    )
-
-
-def shown(metrics: Mapping[Metric, float]) -> str:
-    """Return metrics in a line for a person."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-
-
-def _row(entry: CandidateResult, names: Sequence[Metric], best: bool) -> str:
-    mark = "**" if best else ""
-    figures = " | ".join(_with_interval(entry, name) for name in names)
-    return f"| {mark}{entry.algorithm}{mark} | {entry.chosen_by:.4g} | {figures} | {entry.fit_s:.1f} |"
-
-
-def _with_interval(entry: CandidateResult, name: Metric) -> str:
-    figure = f"{entry.metrics[name]:.4g}"
-    if name not in entry.intervals:
-        return figure
-    low, high = entry.intervals[name]
-    return f"{figure} ({low:.4g} – {high:.4g})"
 
 
 def _pinned(lake: Lake, table: str, wanted: int | None) -> int:
@@ -306,6 +227,27 @@ def _pinned(lake: Lake, table: str, wanted: int | None) -> int:
     if whole is None:
         raise TrainingError(f"table {table}: all versions were made as of a past moment: run `preprocess`, or name one")
     return whole
+
+
+def _learnt(
+    settings: Settings, training: Training, algorithm: str, seed: int, run_id: str, progress: Progress
+) -> Fitted:
+    """Search, where trials that are there count, and fit with what was found."""
+    recipe = load_recipe(settings.root, training.recipe)
+    materials = _materials(settings, recipe.name, recipe.digest, training.versions)
+    content = _content(recipe, training.versions, algorithm, seed)
+    trials = Trials(registry.client(settings), training.experiment_id, run_id, content)
+    return fit(search(_candidate(recipe, algorithm), materials, seed, trials, progress), materials, seed)
+
+
+@contextmanager
+def _failing(mlflow: "MlflowClient", run_id: str) -> Iterator[None]:
+    """Mark a run as failed where what is done for it fails."""
+    try:
+        yield
+    except BaseException:
+        mlflow.set_terminated(run_id, "FAILED")
+        raise
 
 
 @lru_cache(maxsize=1)
@@ -329,15 +271,6 @@ def _candidate(recipe: Recipe, algorithm: str) -> Candidate:
     raise TrainingError(f"recipe {recipe.name} has no candidate `{algorithm}`; expected one of {known}")
 
 
-def _ranked(results: Sequence[CandidateResult], metric: Metric) -> list[CandidateResult]:
-    """Candidates by a metric on the validation windows, best first; a tie keeps the recipe's order."""
-    ranked: list[CandidateResult] = []
-    for result in results:
-        leads = (gain(metric, result.chosen_by, other.chosen_by) > 0 for other in ranked)
-        ranked.insert(next((place for place, lead in enumerate(leads) if lead), len(ranked)), result)
-    return ranked
-
-
 def _content(recipe: Recipe, versions: Versions, algorithm: str, seed: int) -> str:
     """Return a digest of all that a candidate follows from: recipe, tables, seed, feature graph, libraries."""
     features = hashlib.sha256(feature_graph(recipe)[0].SerializeToString(deterministic=True)).hexdigest()
@@ -354,20 +287,3 @@ def _newest(mlflow: "MlflowClient", experiment_id: str, content: str, states: tu
         [experiment_id], f"tags.`{CONTENT}` = '{content}'", order_by=["attributes.start_time DESC"], max_results=20
     )
     return next((run for run in found if run.info.status in states), None)
-
-
-def _result(recipe: Recipe, run: "Run") -> CandidateResult:
-    """Read back what `log_fitted` wrote."""
-    figures = run.data.metrics
-    rows = {name.removeprefix("rows."): int(count) for name, count in figures.items() if name.startswith("rows.")}
-    return CandidateResult(
-        run.data.tags[ALGORITHM],
-        run.info.run_id,
-        {name: figures[name] for name in recipe.metrics()},
-        {name: figures[f"{VALIDATION}{name}"] for name in recipe.metrics()},
-        figures[f"{VALIDATION}{recipe.promotion.metric}"],
-        intervals_of(recipe, figures),
-        tuple(run.data.tags[NOTES].splitlines()),
-        rows,
-        figures["fit_s"],
-    )

@@ -48,19 +48,19 @@ CONTENT_TYPES: Final = MappingProxyType(
 TIMEOUT_S: Final = 1800
 
 
-@task(name="find new readings", retries=2, retry_delay_seconds=5, timeout_seconds=TIMEOUT_S, tags=["lake"])
+@task(name="find new readings", retries=2, retry_delay_seconds=5, timeout_seconds=TIMEOUT_S)
 def find_new_readings(profile: str, devices: Sequence[str] | None, suite: str | None) -> NewReadings:
     """Find what is new since each device last passed."""
     return find_new(Settings(), profile, devices, str(flow_run.id or uuid.uuid4()), suite)
 
 
-@task(name="judge readings", retries=1, retry_delay_seconds=10, timeout_seconds=TIMEOUT_S, tags=["great-expectations"])
+@task(name="judge readings", retries=1, retry_delay_seconds=10, timeout_seconds=TIMEOUT_S)
 def judge_readings(new: NewReadings) -> Verdict:
     """Run the suites, publish their report and record every expectation's outcome."""
     return judge(Settings(), new)
 
 
-@task(name="enter outcomes", retries=2, retry_delay_seconds=5, timeout_seconds=TIMEOUT_S, tags=["lake"])
+@task(name="enter outcomes", retries=2, retry_delay_seconds=5, timeout_seconds=TIMEOUT_S)
 def enter_outcomes(new: NewReadings, verdict: Verdict) -> ValidateResult:
     """Enter each device's outcome into the lake."""
     return enter(Settings(), new, verdict)

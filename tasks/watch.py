@@ -56,7 +56,7 @@ class Watched:
     silent: tuple[Silence, ...]
 
 
-@task(name="look at stream and devices", retries=2, retry_delay_seconds=5, timeout_seconds=300, tags=["broker", "lake"])
+@task(name="look at stream and devices", retries=2, retry_delay_seconds=5, timeout_seconds=300)
 def look(cadences: int, share: float) -> Watched:
     """Look at the stream's fill level and at the devices' silence."""
     return watch(Settings(), cadences, share, datetime.now(UTC))

@@ -73,7 +73,7 @@ class BatchResult:
 
 
 @task(name="wave", task_run_name="wave {wave}, batch {number}", timeout_seconds=2 * LONGEST_S, retries=3,
-      retry_delay_seconds=5, tags=["broker"])  # fmt: skip
+      retry_delay_seconds=5)  # fmt: skip
 def run_batch(begun: Begun, number: int, wave: int, plan: Plan) -> BatchResult:
     """Ask a batch's targets, follow their reports, and judge the gate behind it."""
     return asyncio.run(_run_batch(Settings(), begun, number, plan, get_run_logger()))

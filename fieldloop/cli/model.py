@@ -21,7 +21,7 @@ def list_versions(
 ) -> None:
     """Show the registered versions, the newest first."""
     from fieldloop.stores import registry
-    from tasks.train import ALGORITHM
+    from tasks.tags import ALGORITHM
 
     found = registry.versions(Settings(), model)
     table = Table(box=None, pad_edge=False)

@@ -1,7 +1,7 @@
 """Start a deployment's run in Prefect, as a person does in its UI, and follow it to its end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -22,7 +22,7 @@ class StageRun:
         name: the flow's name.
         state: Prefect's state type, for instance `COMPLETED`.
         seconds: run time so far.
-        task_seconds: the part of it that was spent in tasks.
+        task_seconds: the part of it in which at least one task ran.
     """
 
     name: str
@@ -138,5 +138,18 @@ def _stage(client: Any, run: Any, name: str) -> StageRun:
         name,
         run.state_type.value if run.state_type else "PENDING",
         run.estimated_run_time.total_seconds(),
-        sum(task.total_run_time.total_seconds() for task in tasks),
+        _covered([(task.start_time.timestamp(), _ended(task)) for task in tasks if task.start_time]),
     )
+
+
+def _ended(task: Any) -> float:
+    return float(task.end_time.timestamp()) if task.end_time else time.time()
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Seconds that lie in at least one span: tasks may run beside one another."""
+    seconds, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        seconds += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return seconds

@@ -15,8 +15,9 @@ from tasks.ancestry import Past
 from tasks.maintain import clear_examples
 from tasks.preprocess import Preprocessed, preprocess
 from tasks.register import enter, prove
+from tasks.results import TrainResult
 from tasks.retrace import compare, describe
-from tasks.train import TrainResult, begin, finish, train_candidate
+from tasks.train import begin, finish, train_candidate
 from tests.tasks.farm import DEVICES, FarmSettings, farm, tables
 
 pytestmark = [

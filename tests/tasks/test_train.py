@@ -18,10 +18,14 @@ from fieldloop.stores import objects, registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks import candidates
+from tasks import train as training_stage
 from tasks.candidates import Problem, scikit
 from tasks.examples import examples, read, spread_out
 from tasks.matrix import apply, session_of
-from tasks.train import BEST_RUN, CandidateResult, Training, begin, describe, finish, train_candidate
+from tasks.origin import digest
+from tasks.results import CandidateResult, describe
+from tasks.tags import BEST_RUN, GRAPH_DIGEST
+from tasks.train import Training, begin, finish, fit_run, log_run, train_candidate
 from tests.tasks.farm import BEGIN, DEVICES, SPLIT, FarmSettings, farm, hours, tables, write_tables
 
 pytestmark = [
@@ -341,3 +345,29 @@ def test_same_content_is_trained_once(settings: FarmSettings) -> None:
     assert second == first
     other = begin(settings, NAME, ["ridge", "xgboost"], *versions, SEED + 2)
     assert other.run_id != first.run_id
+
+
+def test_logged_by_a_process_that_did_not_fit(settings: FarmSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process that was killed had fitted is fitted again, to the same graph, and logged to the same run."""
+    training = begin(settings, NAME, ["ridge"], *write_tables(settings, NAME), SEED + 3)
+    run_id = fit_run(settings, training, "ridge", SEED + 3)
+    first = training_stage._FITTED.pop(run_id)
+    assert registry.client(settings).get_run(run_id).info.status == "RUNNING"
+    fed = spy(monkeypatch)
+    result = log_run(settings, training, "ridge", SEED + 3, run_id)
+    assert fed
+    assert result.run_id == run_id
+    assert registry.run_tags(settings, run_id)[GRAPH_DIGEST] == digest(first.graph.SerializeToString())
+    assert run_id not in training_stage._FITTED
+    fed.clear()
+    assert log_run(settings, training, "ridge", SEED + 3, run_id) == result
+    assert not fed
+
+
+def test_figures_of_the_logged_model(settings: FarmSettings, trained: tuple[Training, list[CandidateResult]]) -> None:
+    """The graph's own page in MLflow shows the figures of its run."""
+    mlflow = registry.client(settings)
+    run = mlflow.get_run(trained[1][0].run_id)
+    model = mlflow.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert {metric.key: metric.value for metric in model.metrics} == run.data.metrics
+    assert model.params["features"] == run.data.params["features"]

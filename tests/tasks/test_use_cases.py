@@ -17,8 +17,9 @@ from fieldloop.stores.settings import Settings
 from tasks import labels
 from tasks.preprocess import split_up
 from tasks.register import challenge, enter, prove
+from tasks.results import describe
 from tasks.runs import PREDICTIONS
-from tasks.train import begin, describe, finish, train_candidate
+from tasks.train import begin, finish, train_candidate
 from tests.tasks.farm import TEXT, FarmSettings, farm, tables
 
 pytestmark = [
