@@ -234,8 +234,6 @@ def _fingerprint(key: PublicKey) -> str:
 
 async def _run(settings: Settings) -> None:
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     signer = Signer(settings)
     client = await broker.connect(settings, settings.certificate("authority", "signer"), "signer", reconnects=-1)
 
@@ -246,6 +244,8 @@ async def _run(settings: Settings) -> None:
     await client.subscribe(HEARD, cb=take)
     await client.flush()
     private_folder(settings.data_dir / "run")
+    for number in (signal.SIGTERM, signal.SIGINT):  # until here one of them ends the process, as it must
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     (settings.data_dir / "run" / "signer.ready").touch()
     await stop.wait()
     await client.close()

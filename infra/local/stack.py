@@ -16,8 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import IO, Final, Literal
 
 import msgspec
@@ -259,21 +260,35 @@ def _follow(
     open_names = [spec.name for spec in plan.specs]
     preparing: dict[str, Future[None]] = {}
     told = 0
-    with ThreadPoolExecutor(max_workers=max(1, len(prepare))) as pool:
-        while open_names:
-            state = _state_of(settings, plan, supervisor)
-            for service in [s for s in state.services if s.name in open_names and s.phase == "ready"]:
-                if service.name in prepare and service.name not in preparing:
-                    preparing[service.name] = pool.submit(prepare[service.name])
-                if _prepared(service.name, preparing):
-                    open_names.remove(service.name)
-                    service.seconds = time.monotonic() - began if service.name in preparing else service.seconds
-                    report(service)
-            elapsed = time.monotonic() - began
-            if open_names and int(elapsed) > told:
-                told = int(elapsed)
-                waiting(tuple(open_names), elapsed)
-            time.sleep(POLL_S)
+    while open_names:
+        state = _state_of(settings, plan, supervisor)
+        for service in [s for s in state.services if s.name in open_names and s.phase == "ready"]:
+            if service.name in prepare and service.name not in preparing:
+                preparing[service.name] = _begin(prepare[service.name])
+            if _prepared(service.name, preparing):
+                open_names.remove(service.name)
+                service.seconds = time.monotonic() - began if service.name in preparing else service.seconds
+                report(service)
+        elapsed = time.monotonic() - began
+        if open_names and int(elapsed) > told:
+            told = int(elapsed)
+            waiting(tuple(open_names), elapsed)
+        time.sleep(POLL_S)
+
+
+def _begin(preparation: Callable[[], None]) -> Future[None]:
+    """Prepare a service in a thread that ends with this process: where the start fails, nobody waits for it."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            preparation()
+            future.set_result(None)
+        except BaseException as exc:  # whoever asks for the result gets it
+            future.set_exception(exc)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def _state_of(settings: Settings, plan: Plan, supervisor: subprocess.Popen[bytes]) -> StackState:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 
 import psutil
 import pytest
@@ -91,6 +92,22 @@ def test_a_service_that_never_gets_ready_stops_the_rest(settings: Settings) -> N
     with pytest.raises(ServiceError, match="Silent was not ready after 0 s; its log"):
         start_stack(settings, "small", [silent])
     _assert_nothing_left(_state(settings))
+
+
+def test_a_failed_start_waits_for_no_preparation(settings: Settings) -> None:
+    """What is prepared meanwhile, such as a connection to a broker that is gone, may take long to give up."""
+    begun, released, ended = settings.data_dir / "begun", Event(), Event()
+
+    def prepare() -> None:
+        begun.touch()
+        released.wait(DEADLINE_S)
+        ended.set()
+
+    dying = _shell("dying", f"until [ -e {begun} ]; do sleep 0.1; done", ready="")
+    with pytest.raises(ServiceError, match="Dying ended with exit status 0"):
+        start_stack(settings, "small", [_sleeper("one"), dying], prepare={"one": prepare})
+    assert not ended.is_set()
+    released.set()
 
 
 def test_a_preparation_that_fails_stops_everything(settings: Settings) -> None:
