@@ -1,7 +1,8 @@
 """Approval: where a recipe asks for it, a person has the last word on a version that would become champion.
 
 The question lies with the version, in its tags, and the flow run only waits for the answer: a run that is killed while
-it waits leaves the question as it is, and the next run of *register* goes on with it and with what is left of its time.
+it waits leaves the question as it is, and the next run of *register* goes on with it: with what is left of its time, or
+with the answer that was given to the run that is no more.
 """
 
 import math
@@ -15,7 +16,7 @@ from uuid import UUID
 from prefect import pause_flow_run
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import FlowPauseTimeout, ObjectNotFound
-from prefect.input import RunInput
+from prefect.input import RunInput, keyset_from_base_key
 from prefect.runtime import flow_run
 from prefect.states import Running
 from pydantic import Field
@@ -33,6 +34,7 @@ ASKED: Final = "approval.asked"  # tags of a version: when a person was first as
 RUN: Final = "approval.run"  # by which flow run,
 ABOUT: Final = "approval.basis"  # and the verdict that all this is about
 _POLL_S: Final = 2
+_PAUSE: Final = "approval"  # key under which Prefect keeps the answer with the run
 _OPEN: Final = (Outcome.FIRST, Outcome.WON, Outcome.INCOMPARABLE)
 
 
@@ -100,6 +102,9 @@ def _wait(settings: Settings, version: ModelVersion, verdict: Verdict, hours: fl
     asked = time.time()
     if version.tags.get(ABOUT) == verdict.basis:
         asked = float(version.tags[ASKED])
+        given = _given(settings, version.tags[RUN])
+        if given is not None:
+            return given.choice, _by(given)
     _tag(settings, version, {ABOUT: verdict.basis, ASKED: f"{asked:.3f}", RUN: str(flow_run.id)})
     left_s = asked + hours * 3600 - time.time()
     nobody = Choice.REJECT, f"as nobody answered within {hours:g} h"
@@ -109,12 +114,24 @@ def _wait(settings: Settings, version: ModelVersion, verdict: Verdict, hours: fl
     question = f"Is [{version.label}]({page}) to become champion? {verdict.outcome.capitalize()}: {verdict.reason}."
     form = Approval.with_initial_data(description=question, choice=Choice.REJECT, reason="")
     try:
-        given = pause_flow_run(wait_for_input=form, timeout=math.ceil(left_s), poll_interval=_POLL_S)
+        given = pause_flow_run(wait_for_input=form, timeout=math.ceil(left_s), poll_interval=_POLL_S, key=_PAUSE)
     except FlowPauseTimeout:
         with SyncPrefectClient(api=settings.prefect_api) as client:  # else the server fails the run as never resumed
             client.set_flow_run_state(UUID(flow_run.id), Running(), force=True)
         return nobody
-    return given.choice, f"by a person{f' ({given.reason})' if given.reason else ''}"
+    return given.choice, _by(given)
+
+
+def _given(settings: Settings, run: str) -> Approval | None:
+    """What a person has answered to a flow run that asked before, and was killed."""
+    response = keyset_from_base_key(f"paused-{_PAUSE}")["response"]
+    with SyncPrefectClient(api=settings.prefect_api) as client:
+        found = client.filter_flow_run_input(UUID(run), response, limit=1, exclude_keys=set())
+    return Approval.load_from_flow_run_input(found[0]) if found else None
+
+
+def _by(given: Approval) -> str:
+    return f"by a person{f' ({given.reason})' if given.reason else ''}"
 
 
 def _tag(settings: Settings, version: ModelVersion, tags: Mapping[str, str]) -> None:

@@ -21,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from fieldloop.domain.bootstrap import blocks
 from fieldloop.domain.errors import StoreError
 from fieldloop.domain.metrics import judge as figures_of
-from fieldloop.domain.promotion import compare, decide
+from fieldloop.domain.promotion import Rivals, compare, decide
 from fieldloop.domain.recipe import Metric, Recipe, load_recipe
 from fieldloop.domain.windows import WindowSpec
 from fieldloop.stores import registry
@@ -153,7 +153,8 @@ def _compared(
         return Verdict(Outcome.INCOMPARABLE, False, reason, metrics, champion.version, None, basis)
     chosen = test[fair]
     of = blocks(recipe, found.device[chosen], found.end_us[chosen], found.run_us[chosen])
-    compared = compare(recipe, found.devices, found.device[chosen], found.target[chosen], ours[fair], theirs[fair], of)
+    rivals = Rivals(found.devices, found.device[chosen], found.target[chosen], ours[fair], theirs[fair])
+    compared = compare(recipe, rivals, of)
     won, reason = decide(recipe.promotion, compared)
     reason = f"against champion {champion.version}: {reason}{caveat}"
     outcome = Outcome.WON if won else Outcome.LOST

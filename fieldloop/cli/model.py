@@ -109,7 +109,7 @@ def _answer(reference: str, choice: str, reason: str) -> None:
     settings = Settings()
     version = registry.named(settings, reference)
     answer(settings, version, Choice(choice), reason)
-    typer.echo(f"{version.label}: {choice}; the waiting run goes on within seconds")
+    typer.echo(f"{version.label}: {choice}; the waiting run goes on within seconds, or, if it was killed, the next one")
 
 
 def _pairs(values: dict[str, object] | dict[str, str]) -> str:

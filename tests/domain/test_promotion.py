@@ -5,8 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fieldloop.domain.bootstrap import Blocks, blocks
-from fieldloop.domain.promotion import Comparison, compare, decide
+from fieldloop.domain.promotion import Comparison, Rivals, compare, decide
 from fieldloop.domain.recipe import Recipe
+from fieldloop.domain.recipe.split import ByDevice
 from tests.domain.use_cases import use_case
 
 Errors = NDArray[np.float32]
@@ -31,7 +32,7 @@ def found(
     end_us = np.arange(NUMBER) * 600_000_000
     of = of or blocks(recipe, DEVICE, end_us, np.zeros(NUMBER, np.int64))
     predicted = ((TRUTH + error)[:, None].astype(np.float32) for error in (ours, theirs))
-    return compare(recipe, DEVICES, DEVICE, TRUTH, *predicted, of)
+    return compare(recipe, Rivals(DEVICES, DEVICE, TRUTH, *predicted), of)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +93,22 @@ def test_one_class_only_promotes_nobody() -> None:
     recipe = recipe.model_copy(update={"promotion": recipe.promotion.model_copy(update={"metric": "auc"})})
     share = np.random.default_rng(0).random((NUMBER, 1)).astype(np.float32)
     of = Blocks(np.arange(NUMBER) // 100, 20, "x")
-    compared = compare(recipe, DEVICES, DEVICE, np.zeros(NUMBER, np.float32), share, share, of)
+    compared = compare(recipe, Rivals(DEVICES, DEVICE, np.zeros(NUMBER, np.float32), share, share), of)
     promoted, reason = decide(recipe.promotion, compared)
     assert not promoted
     assert "only one class" in reason
     assert compared.unsaid == DEVICES
+
+
+def test_a_device_without_held_out_windows_is_named() -> None:
+    """It cannot stop a promotion, which says that nothing is known of it; where whole devices judge, others cannot."""
+    rivals = Rivals(
+        (*DEVICES, "T4"), DEVICE, TRUTH, *((TRUTH + error)[:, None].astype(np.float32) for error in (ERROR / 2, ERROR))
+    )
+    for split, named in (({}, True), ({"split": ByDevice(by="device", test=("T1",))}, False)):
+        recipe = ruled().model_copy(update=split)
+        compared = compare(recipe, rivals, Blocks(np.arange(NUMBER) // 100, 20, "x"))
+        promoted, reason = decide(recipe.promotion, compared)
+        assert promoted
+        assert compared.unsaid == (("T4",) if named else ())
+        assert ("; no held-out window says anything of T4" in reason) is named

@@ -1,16 +1,24 @@
 """A person's word before a version becomes champion, on the real Prefect and the real MLflow."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from dataclasses import asdict, replace
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from typer.testing import CliRunner
 
+from fieldloop.cli.main import app
 from fieldloop.domain.errors import ServiceError
 from fieldloop.stores import registry
 from fieldloop.stores.settings import Settings
@@ -62,47 +70,79 @@ def asking(verdict: Verdict) -> Verdict:
     return approve(NAME, 1, verdict)
 
 
-def test_a_person_answers_nobody_does_and_a_killed_run_goes_on(
-    settings: FarmSettings, proved: Proved, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run waits with a form; a later run asks the same question; its time runs from when it was first asked."""
+def killed_while_it_waits(settings: FarmSettings, verdict: Verdict) -> None:
+    """Let a process of its own ask, and end it with SIGKILL once its flow run is paused."""
+    program = "from tests.tasks.test_approval import ask; ask()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        env={**os.environ, "PREFECT_API_URL": settings.prefect_api},
+        cwd=Path(__file__).parents[2],
+        text=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps([settings.model_dump(mode="json"), asdict(verdict)]))
+    process.stdin.close()
+    wait_until(lambda: paused(settings))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def ask() -> None:
+    """Ask about the verdict on standard input."""
+    values, verdict = json.load(sys.stdin)
+    made = FarmSettings.model_validate(values)
+    approval.Settings = lambda: made  # type: ignore[assignment,misc]
+    asking(Verdict(**{**verdict, "outcome": Outcome(verdict["outcome"])}))
+
+
+def test_a_person_rejects_and_later_approves_what_a_killed_run_asked(settings: FarmSettings, proved: Proved) -> None:
+    """The champion stays as it is; the answer to a run that was killed while it waited is taken by the next one."""
     version = registry.version(settings, NAME, 1)
     verdict = judge(settings, version)
     assert (verdict.outcome, verdict.promoted) == (Outcome.FIRST, True)
-    assert registry.find(settings, NAME, "champion") is None
-
     done: list[Verdict] = []
     running = threading.Thread(target=in_context(settings, lambda: done.append(asking(verdict))))
     running.start()
     wait_until(lambda: paused(settings))
+    words = ["model", "reject", f"{NAME}/1", "--reason", "not in winter"]
+    said = CliRunner().invoke(app, words, env=settings.environment(), catch_exceptions=False)
+    assert "reject; the waiting run goes on within seconds" in said.output
+    running.join(PATIENCE_S)
+    assert (done[0].outcome, done[0].promoted) == (Outcome.REJECTED, False)
+    assert done[0].reason.startswith("rejected by a person (not in winter); there was no champion before")
+    assert conclude(settings, proved, 1, done[0]).verdict.alias == "challenger"
+    assert registry.version(settings, NAME, 1).aliases == ("challenger",)
+    assert judge(settings, registry.version(settings, NAME, 1)) == done[0]
+
+    again = replace(verdict, basis="asked anew")
+    killed_while_it_waits(settings, again)
     asked = registry.version(settings, NAME, 1).tags[ASKED]
     answer(settings, registry.version(settings, NAME, 1), Choice.PROMOTE, "the storm is over")
-    running.join(PATIENCE_S)
-    assert (done[0].outcome, done[0].promoted) == (Outcome.APPROVED, True)
-    assert done[0].reason.startswith("approved by a person (the storm is over); there was no champion")
-    assert conclude(settings, proved, 1, done[0]).verdict.alias == "champion"
-    assert "champion" in registry.version(settings, NAME, 1).aliases
-    assert judge(settings, registry.version(settings, NAME, 1)) == done[0]
+    approved = asking(again)
+    assert (approved.outcome, approved.promoted) == (Outcome.APPROVED, True)
+    assert approved.reason.startswith("approved by a person (the storm is over); there was no champion")
+    assert registry.version(settings, NAME, 1).tags[ASKED] == asked
+    assert conclude(settings, proved, 1, approved).verdict.alias == "champion"
+    assert registry.version(settings, NAME, 1).aliases == ("champion",)
 
     with pytest.raises(ServiceError, match="no flow run waits for an answer; run the flow `register`"):
         answer(settings, registry.version(settings, NAME, 1), Choice.PROMOTE, "")
 
-    monkeypatch.setattr(approval, "time", SimpleNamespace(time=lambda: time.time() + 24 * 3600))  # killed, a day ago
-    late = asking(verdict)
-    assert registry.version(settings, NAME, 1).tags[ASKED] == asked
-    assert late.reason.startswith("rejected as nobody answered within 24 h; there was no champion before")
-
 
 def test_time_that_runs_out_while_the_run_waits_rejects(settings: FarmSettings, proved: Proved) -> None:
-    """The run goes on with the rejection and completes, though Prefect fails runs whose pause expires."""
+    """The run completes with the rejection, though Prefect fails runs whose pause expires; time runs from the first."""
     path = settings.root / "recipes" / f"{NAME}.yaml"
     before = path.read_text()
     path.write_text(before.replace("approval: true", "approval: true, approval_hours: 0.001"))
     verdict = Verdict(Outcome.WON, True, "better", {"mae": 1.0}, 1, {"mae": 2.0}, "of another question")
     state = asking(verdict, return_state=True)
+    asked = registry.version(settings, NAME, 1).tags[ASKED]
+    late = asking(verdict)
     path.write_text(before)
     assert state.is_completed()
-    assert state.result().reason == "rejected as nobody answered within 0.001 h; better"
+    assert state.result().reason == late.reason == "rejected as nobody answered within 0.001 h; better"
+    assert registry.version(settings, NAME, 1).tags[ASKED] == asked
 
 
 def in_context(settings: FarmSettings, work: Callable[[], None]) -> Callable[[], None]:
