@@ -24,6 +24,7 @@ from infra.rehearsal.faults import Fate, Faults
 from infra.rehearsal.gateway import Gateway, Life, download
 from infra.rehearsal.link import Link, Traffic
 from infra.rehearsal.models import Library, Runtime
+from infra.rehearsal.trust import Trust
 
 AT_ONCE: Final = 128  # gateways of one process that download at the same time
 
@@ -32,7 +33,8 @@ class Fleet(msgspec.Struct, frozen=True):
     """What a process of simulated gateways is told.
 
     Attributes:
-        targets: names.
+        targets: labels by name.
+        root: root metadata that every gateway trusts from the beginning.
         faults: as `Faults` in JSON.
         seed: of everything that is drawn.
         heartbeat_s: seconds between reports.
@@ -43,7 +45,8 @@ class Fleet(msgspec.Struct, frozen=True):
         outcome: file that is written at the end.
     """
 
-    targets: tuple[str, ...]
+    targets: dict[str, tuple[str, ...]]
+    root: bytes
     faults: msgspec.Raw
     seed: int
     heartbeat_s: float
@@ -67,6 +70,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     gateways: dict[str, Fated]
     requests: int
+    verified: int
     lost: int
     received_bytes: int
     sent_bytes: int
@@ -86,12 +90,13 @@ async def _run(settings: Settings, fleet: Fleet) -> Outcome:
     async with broker.platform(settings) as (client, js):
         traffic, library, at_once = Traffic(), Library(), asyncio.Semaphore(AT_ONCE)
         faults = Faults.model_validate_json(bytes(fleet.faults))
-        life = Life(fleet.heartbeat_s, fleet.windows_per_s, faults.skew_s, await _installed(client, js, fleet, library))
+        life, kept = Life(fleet.heartbeat_s, fleet.windows_per_s, faults.skew_s), dict[bytes, bytes]()
         gateways = {}
-        for name in fleet.targets:
+        for name, labels in fleet.targets.items():
             draw = random.Random(f"{fleet.seed}/{name}")  # noqa: S311 - a simulation
             fate, link = faults.fate(draw), Link(client, js, faults, draw, traffic)
-            gateways[name] = Gateway(name, fate, link, library, draw, life)
+            installed = await _installed(client, js, fleet, labels, library)
+            gateways[name] = Gateway(name, fate, link, Trust(fleet.root, kept), library, draw, life, installed)
 
         async def notice(message: Msg) -> None:
             gateway = gateways.get(message.subject.rpartition(".")[2])
@@ -113,18 +118,24 @@ async def _run(settings: Settings, fleet: Fleet) -> Outcome:
     return Outcome(
         {name: Fated(gateway.fate, gateway.running, gateway.received_bytes) for name, gateway in gateways.items()},
         traffic.requests,
+        traffic.verified,
         traffic.lost,
         traffic.received_bytes,
         traffic.sent_bytes,
     )
 
 
-async def _installed(client: Client, js: JetStreamContext, fleet: Fleet, library: Library) -> Runtime | None:
-    """Fetch, once for all, the release that the gateways run at first."""
+async def _installed(
+    client: Client, js: JetStreamContext, fleet: Fleet, labels: tuple[str, ...], library: Library
+) -> Runtime | None:
+    """Return the release that a gateway runs at first; each graph of it is fetched once."""
     if not fleet.installed:
         return None
+    if known := library.get(fleet.installed, labels):
+        return known
     link = Link(client, js, Faults(), random.Random(fleet.seed), Traffic())  # noqa: S311 - a simulation
-    return library.load(await download(link, fleet.installed, fleet.manifest))
+    desired = Desired(fleet.installed, fleet.manifest, 0, "at first", labels=labels)
+    return library.load(await download(link.fetch, Trust(fleet.root, {}), desired))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """One simulated gateway: follows its desired state over the real protocol, and reports as an agent does.
 
-Real: desired state, the download of every byte from the release mirror, the check of manifest, graph and canary by
-their digests, reports and heartbeats. Simulated: the metadata's signatures are not checked, disks and processes are
-not there, and the graph is run once for all gateways of a process.
+Real: desired state; the signed metadata, which every gateway fetches and verifies for itself (`trust`); the download of
+every byte of its release from the mirror, and its check against what is signed; reports and heartbeats. Simulated:
+disks and processes are not there, releases come whole and never as patches, and a graph runs once for all gateways of a
+process.
 """
 
 import asyncio
@@ -13,18 +14,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import nats.errors
 import numpy as np
+from tuf.api.exceptions import LengthOrHashMismatchError
 
 from fieldloop.domain.errors import ReleaseError
-from fieldloop.domain.release import CANARY, GRAPH, MANIFEST, File, Release, decode_manifest
+from fieldloop.domain.release import GRAPH, MANIFEST, Release, decode_manifest
 from fieldloop.domain.rollout import NOTHING, Desired, Inventory, Reported, Running, Served, Shadow
 from fieldloop.domain.sketch import Tally
 from infra.rehearsal.faults import Fate
 from infra.rehearsal.link import Link
 from infra.rehearsal.models import POOL_WINDOWS, Library, Runtime
+from infra.rehearsal.trust import Fetch, Trust
 
-METADATA: Final = ("metadata/timestamp.json",)  # what an agent looks at before every release
 CUT: Final = 0.7  # that it does so at a file's end
 CUTS: Final = (1, 3)  # how often a flapping gateway loses power during one download
 DARK_S: Final = (0.5, 3.0)  # how long it is gone then
@@ -78,33 +81,42 @@ class Life:
         heartbeat_s: seconds between reports.
         windows_per_s: windows that each scores.
         skew_s: how far clocks are off, at most.
-        installed: what they run at first; None where nothing.
     """
 
     heartbeat_s: float
     windows_per_s: float
     skew_s: float
-    installed: Runtime | None
 
 
 class Gateway:
     """One target of a rehearsal."""
 
-    def __init__(self, name: str, fate: Fate, link: Link, library: Library, draw: random.Random, life: Life) -> None:
+    def __init__(
+        self,
+        name: str,
+        fate: Fate,
+        link: Link,
+        trust: Trust,
+        library: Library,
+        draw: random.Random,
+        life: Life,
+        installed: Runtime | None,
+    ) -> None:
         self.name = name
         self.fate = fate
         self._link = link
+        self._trust = trust
         self._library = library
         self._draw = draw
         self._life = life
         self._skew_us = round(draw.uniform(-life.skew_s, life.skew_s) * 1e6)
-        self._work = Work(life.installed, time.time_ns() // 1000) if life.installed else None
+        self._work = Work(installed, time.time_ns() // 1000) if installed else None
         self._before: Served | None = None
         self._shade: Shade | None = None
         self._desired: Desired | None = None
         self._error: str | None = None
         self._refused = False
-        self._installed = {life.installed.release: life.installed} if life.installed else {}
+        self._installed = {installed.release: installed} if installed else {}
         self._scored_at = time.monotonic()
         self._following: asyncio.Task[None] | None = None
 
@@ -166,7 +178,7 @@ class Gateway:
             self._work, self._shade = None, None
             return
         if desired.release != self.running:
-            runtime = await self._bring(desired.release, desired.manifest, cuts)
+            runtime = await self._bring(desired, cuts)
             proof = runtime.proof(faulty=self.fate is Fate.FAULTY)
             if not proof.passed:
                 raise ReleaseError(f"canary: outputs differ by {proof.max_abs_diff}: runtime gives other numbers")
@@ -174,27 +186,28 @@ class Gateway:
             self._work = Work(runtime, time.time_ns() // 1000)
         self._shade = None
         if desired.shadow and desired.shadow_manifest:
-            self._shade = Shade(await self._bring(desired.shadow, desired.shadow_manifest, 0))
+            shadow = msgspec.structs.replace(desired, release=desired.shadow, manifest=desired.shadow_manifest)
+            self._shade = Shade(await self._bring(shadow, 0))
 
-    async def _bring(self, digest: str, manifest: str, cuts: int) -> Runtime:
+    async def _bring(self, desired: Desired, cuts: int) -> Runtime:
         """Return a release that is on the disk already, else download and verify it."""
+        digest = desired.release
         if digest in self._installed:
             return self._installed[digest]
-        for name in METADATA:
-            await self._link.fetch(name)
-        release = await self._download(digest, manifest, cuts)
-        runtime = self._library.get(digest) or self._library.load(release)
+        release = await self._download(desired, cuts)
+        self._link.traffic.verified += 1
+        runtime = self._library.get(digest, desired.labels) or self._library.load(release)
         self._installed = {digest: runtime, **dict(list(self._installed.items())[:1])}
         return runtime
 
-    async def _download(self, digest: str, path: str, cuts: int) -> Release:
+    async def _download(self, desired: Desired, cuts: int) -> Release:
         def passed(name: str, data: bytes) -> bytes:
             if cuts > 0 and self._draw.random() < CUT:
                 raise PowerCutError
-            damaged = self.fate is Fate.CORRUPTING and name == GRAPH
+            damaged = self.fate is Fate.CORRUPTING and name.endswith(GRAPH)
             return data[:-1] + bytes([data[-1] ^ 1]) if damaged else data
 
-        return await download(self._link, digest, path, passed)
+        return await download(self._link.fetch, self._trust, desired, passed)
 
     def _score(self) -> None:
         """Count the windows that have come since the last heartbeat, with the shadow where there is one."""
@@ -236,33 +249,41 @@ class Gateway:
 
 
 async def download(
-    link: Link, digest: str, path: str, passed: Callable[[str, bytes], bytes] = lambda _, data: data
+    fetch: Fetch, trust: Trust, desired: Desired, passed: Callable[[str, bytes], bytes] = lambda _, data: data
 ) -> Release:
-    """Fetch the release's three files, each verified by its digest.
+    """Fetch a release's three files, each held against what is signed, and all against the digest that is desired.
 
     Args:
-        link: the line.
-        digest: of the release, which is that of its manifest.
-        path: the manifest's, in the repository.
+        fetch: reads a file of the mirror.
+        trust: what the gateway believes.
+        desired: which release, and whose.
         passed: sees each file, by name, on its way to the disk, and may damage it.
 
     Raises:
-        ReleaseError: a file is missing or damaged.
+        ReleaseError: it is not signed, or a file is missing or damaged.
     """
-    folder = path.removesuffix(MANIFEST)
+    folder = desired.manifest.removesuffix(MANIFEST)
+    signed = await trust.signed(fetch, desired.manifest)
 
-    async def file(name: str, sha256: str) -> bytes:
-        data = await link.fetch(f"targets/{folder}{sha256}.{name}")
+    async def file(name: str) -> bytes:
+        info = signed.get(folder + name)
+        if info is None:
+            raise ReleaseError(f"{folder}{name}: not among the signed targets")
+        data = await fetch(f"targets/{folder}{info.hashes['sha256']}.{name}")
         if data is None:
             raise ReleaseError(f"{folder}{name} is not in the release mirror")
         data = passed(name, data)
-        if (got := File.of(data).sha256) != sha256:
-            raise ReleaseError(f"{name}: expected SHA-256 {sha256[:12]}, got {got[:12]}: damaged on this disk")
+        try:
+            info.verify_length_and_hashes(data)
+        except LengthOrHashMismatchError as exc:
+            raise ReleaseError(f"{name}: damaged on this disk: {exc}") from exc
         return data
 
-    manifest = await file(MANIFEST, digest)
-    described = decode_manifest(manifest)
-    return Release(manifest, await file(GRAPH, described.graph.sha256), await file(CANARY, described.canary.sha256))
+    manifest = await file(MANIFEST)
+    graph, canary = decode_manifest(manifest).suited(desired.labels).names
+    release = Release(manifest, await file(graph), await file(canary))
+    release.open(desired.release)
+    return release
 
 
 def _running(runtime: Runtime, *, faulty: bool) -> Running:

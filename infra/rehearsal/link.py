@@ -20,9 +20,13 @@ RETRY_S = 2.0  # after which a gateway repeats what was lost
 
 @dataclass
 class Traffic:
-    """What all gateways of a process have received and sent: payload bytes, without what TLS and NATS put around it."""
+    """What all gateways of a process have received and sent: payload bytes, without what TLS and NATS put around it.
+
+    `verified` counts the releases that came and were found to be what is signed.
+    """
 
     requests: int = 0
+    verified: int = 0
     lost: int = 0
     received_bytes: int = 0
     sent_bytes: int = 0
@@ -38,7 +42,7 @@ class Link:
         self._js = js
         self._faults = faults
         self._draw = draw
-        self._traffic = traffic
+        self.traffic = traffic
         self.received_bytes = 0
         self._offline_until = 0.0
         self._next_outage = time.monotonic() + self._until_outage()
@@ -59,15 +63,15 @@ class Link:
         payload = msgspec.json.encode(report)
         await self._reach()
         await self._js.publish(f"$KV.reported.{report.target}", payload, timeout=REQUEST_S)
-        self._traffic.requests += 1
-        self._traffic.sent_bytes += len(payload)
+        self.traffic.requests += 1
+        self.traffic.sent_bytes += len(payload)
 
     async def _get(self, bucket: str, key: str) -> bytes | None:
         await self._reach()
         subject = f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}"
         answer = await self._client.request(subject, b"", timeout=REQUEST_S)
-        self._traffic.requests += 1
-        self._traffic.received_bytes += len(answer.data)
+        self.traffic.requests += 1
+        self.traffic.received_bytes += len(answer.data)
         self.received_bytes += len(answer.data)
         status = (answer.headers or {}).get("Status")
         if status not in (None, "404"):
@@ -80,7 +84,7 @@ class Link:
         if faults.offline:
             await self._wait_out()
         while faults.loss and self._draw.random() < faults.loss:
-            self._traffic.lost += 1
+            self.traffic.lost += 1
             await asyncio.sleep(RETRY_S)
         if faults.latency_s:
             await asyncio.sleep(self._draw.expovariate(1 / faults.latency_s))

@@ -4,6 +4,7 @@ The canary is run as an agent runs it. Live predictions come from a pool of wind
 both graphs where there is a shadow; each gateway takes its own part of the pool.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,29 +48,28 @@ class Library:
     """The releases that a process has seen, each loaded once, and their predictions on the pools."""
 
     def __init__(self) -> None:
-        self._runtimes: dict[str, Runtime] = {}
+        self._runtimes: list[Runtime] = []
         self._predictions: dict[tuple[str, str, bool], NDArray[np.float32]] = {}
 
-    def get(self, digest: str) -> Runtime | None:
-        """Return a release that has been loaded before."""
-        return self._runtimes.get(digest)
+    def get(self, digest: str, labels: Iterable[str]) -> Runtime | None:
+        """Return a release that has been loaded before, with the graph for these labels."""
+        mine = (each for each in self._runtimes if each.release == digest)
+        return next((each for each in mine if each.manifest.suits(labels)), None)
 
     def load(self, release: Release) -> Runtime:
-        """Load a release and run its canary.
+        """Load a release that came and run its canary.
 
         Raises:
-            ReleaseError: it is damaged, or does not load or run.
+            ReleaseError: it does not load or run.
         """
-        digest = release.digest
-        if digest not in self._runtimes:
-            manifest = release.open(digest)
-            model, canary = Model.load(release.graph), decode_canary(release.canary)
-            self._runtimes[digest] = Runtime(digest, manifest, model, canary, model.run(canary.inputs))
-        return self._runtimes[digest]
+        manifest = release.open(release.digest)
+        model, canary = Model.load(release.graph), decode_canary(release.canary)
+        self._runtimes.append(Runtime(release.digest, manifest, model, canary, model.run(canary.inputs)))
+        return self._runtimes[-1]
 
     def predictions(self, runtime: Runtime, beside: Runtime, *, drifted: bool) -> NDArray[np.float32]:
         """Return a release's predictions, float32 [POOL_WINDOWS], on the pool of the release that it runs beside."""
-        key = (runtime.release, beside.release, drifted)
+        key = (runtime.manifest.graph.sha256, beside.manifest.canary.sha256, drifted)
         if key not in self._predictions:
             windows = _pool(beside.canary, DRIFT if drifted else 0.0)
             self._predictions[key] = runtime.model.run(windows)[:, 0]

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 import polars as pl
 
-from fieldloop.stores import fleet
+from fieldloop.stores import fleet, releases
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.releases import Published
 from fieldloop.stores.settings import Settings
@@ -43,6 +43,7 @@ class Cast:
     Attributes:
         targets: how many simulated targets.
         sites: over how many sites, as label `site=<n>`; all bear `fleet=simulated`.
+        groups: label of each group of the release, `key=value`, if it has any; targets take them in turn.
         processes: over how many processes.
         faults: what goes wrong.
         seed: of everything that is drawn.
@@ -52,6 +53,7 @@ class Cast:
 
     targets: int
     sites: int = 1
+    groups: tuple[str, ...] = ()
     processes: int = 2
     faults: Faults = field(default_factory=Faults)
     seed: int = 0
@@ -60,7 +62,16 @@ class Cast:
 
     def names(self) -> tuple[str, ...]:
         """Return the targets' names."""
-        return tuple(f"rehearsal-{number:06d}" for number in range(self.targets))
+        return tuple(self.labels())
+
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Return each target's labels, by name; where groups go by `site`, that is its site."""
+        return {f"rehearsal-{number:06d}": self._labels(number) for number in range(self.targets)}
+
+    def _labels(self, number: int) -> tuple[str, ...]:
+        own = [self.groups[number // self.sites % len(self.groups)]] if self.groups else []
+        sited = any(label.startswith("site=") for label in own)
+        return ("fleet=simulated", *([] if sited else [f"site={number % self.sites}"]), *own)
 
 
 @contextmanager
@@ -91,12 +102,12 @@ def enrol(settings: Settings, cast: Cast, profile: str) -> None:
     """Enter the simulated targets into the stage's lake; they share one device of this profile."""
     lake, now = Lake(settings), datetime.now(UTC)
     fleet.add_devices(lake, [DEVICE], profile)
-    names = cast.names()
+    labels = cast.labels()
     rows = {
-        "target": names,
-        "devices": [[DEVICE]] * len(names),
-        "labels": [["fleet=simulated", f"site={number % cast.sites}"] for number in range(len(names))],
-        "added_at": [now] * len(names),
+        "target": list(labels),
+        "devices": [[DEVICE]] * len(labels),
+        "labels": [list(own) for own in labels.values()],
+        "added_at": [now] * len(labels),
     }
     lake.append("targets", pl.DataFrame(rows, schema=SCHEMAS["targets"]))
 
@@ -106,9 +117,9 @@ def playing(settings: Settings, cast: Cast, installed: Published = NOTHING) -> I
     """Run the simulated gateways for the length of a `with` block; afterwards the play knows what became of them."""
     folder = settings.data_dir / "fleet"
     folder.mkdir(exist_ok=True)
-    names, play = cast.names(), Play()
+    labels, root, play = list(cast.labels().items()), releases.trusted_root(settings), Play()
     specs = [
-        _spec(settings, folder / str(part), names[part :: cast.processes], cast, installed)
+        _spec(settings, folder / str(part), dict(labels[part :: cast.processes]), root, cast, installed)
         for part in range(cast.processes)
     ]
     start_stack(settings, FLEET, specs)
@@ -135,15 +146,28 @@ class Play:
         return {name: each.fate for part in self.outcomes for name, each in part.gateways.items()}
 
     @property
+    def verified(self) -> int:
+        """How often a gateway has downloaded a release and found it to be what is signed."""
+        return sum(part.verified for part in self.outcomes)
+
+    @property
     def wire_bytes(self) -> int:
         """Payload bytes that went over the line, both ways."""
         return sum(part.received_bytes + part.sent_bytes for part in self.outcomes)
 
 
-def _spec(settings: Settings, path: Path, targets: Sequence[str], cast: Cast, installed: Published) -> Spec:
+def _spec(
+    settings: Settings,
+    path: Path,
+    targets: dict[str, tuple[str, ...]],
+    root: bytes,
+    cast: Cast,
+    installed: Published,
+) -> Spec:
     ready, outcome = path.with_suffix(".ready"), path.with_suffix(".outcome")
     part = Fleet(
-        targets=tuple(targets),
+        targets=targets,
+        root=root,
         faults=msgspec.Raw(cast.faults.model_dump_json().encode()),
         seed=cast.seed,
         heartbeat_s=cast.heartbeat_s,
