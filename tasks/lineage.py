@@ -4,7 +4,7 @@ device, readings → examples (grid, windows) → run → model version → rele
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -14,7 +14,8 @@ import polars as pl
 
 from fieldloop.domain.errors import StoreError
 from fieldloop.domain.lineage import Lineage, Node, bounded
-from fieldloop.domain.release import MANIFEST, release_folder
+from fieldloop.domain.recipe.devices import GROUP
+from fieldloop.domain.release import MANIFEST, Manifest, Variant, release_folder
 from fieldloop.domain.rollout import Sighting
 from fieldloop.domain.rollout.record import Rollout
 from fieldloop.stores import registry
@@ -143,15 +144,25 @@ class _Trees:
         """A registered version."""
         return Lineage(_version(version), (self._run_behind(version.run_id),), self._version_uses(version))
 
-    def release(self, release: Published) -> Lineage:
-        """A release."""
+    def release(self, release: Published, labels: Collection[str] | None = None) -> Lineage:
+        """A release; with labels, as it is for a target that has them."""
         manifest = self.records.manifest(release)
-        facts = {"graph": manifest.graph.sha256, "created": manifest.created_at}
-        known = [each for each in self.records.versions if each.label == f"{manifest.model}/{manifest.version}"]
-        above = [bounded(_version(each), (self._run_behind(each.run_id),), 1) for each in known]
-        if not above:  # gone from MLflow: the manifest still says
-            above = [Node("run", manifest.run_id, dict(manifest.lineage))]
-        return Lineage(Node("release", release.digest, facts), tuple(above), self._release_uses(release))
+        models = manifest.variants or (manifest,)
+        if manifest.variants and labels is not None:
+            models = tuple(each for each in manifest.variants if set(each.labels) <= set(labels)) or models
+        graphs = {
+            f"graph of {each.name}" if isinstance(each, Variant) else "graph": each.graph.sha256 for each in models
+        }
+        subject = Node("release", release.digest, {**graphs, "created": manifest.created_at})
+        return Lineage(subject, tuple(map(self._model_behind, models)), self._release_uses(release))
+
+    def _model_behind(self, model: Manifest | Variant) -> Node:
+        """The version that a graph is of; one that is gone from MLflow is told of by the manifest still."""
+        label = f"{model.model}/{model.version}"
+        found = next((each for each in self.records.versions if each.label == label), None)
+        if found is None:
+            return Node("run", model.run_id, dict(model.lineage))
+        return bounded(_version(found), (self._run_behind(found.run_id),), 1)
 
     def target(self, name: str) -> Lineage:
         """An edge target: what it runs, and where that comes from."""
@@ -161,7 +172,7 @@ class _Trees:
         if running is None:
             return Lineage(subject, (), ())
         found = [each for each in self.records.releases if each.digest == running.release]
-        below = [self.release(each) for each in found]
+        below = [self.release(each, self.records.targets[name]) for each in found]
         return Lineage(subject, tuple(bounded(each.subject, each.origins, self._shown) for each in below), ())
 
     def _run_behind(self, run_id: str) -> Node:
@@ -204,15 +215,27 @@ class _Trees:
         return tuple(bounded(_version(each), self._version_uses(each), self._shown) for each in mine)
 
     def _version_uses(self, version: ModelVersion) -> tuple[Node, ...]:
-        path = f"{release_folder(version.name, version.version)}/{MANIFEST}"
-        mine = [each for each in self.records.releases if each.manifest == path]
-        return tuple(bounded(Node("release", each.digest), self._release_uses(each), self._shown) for each in mine)
+        """The releases that hold it; of a group's model, those of the whole recipe, with the group's targets."""
+        whole = version.name.partition(GROUP)[0]
+        found: list[tuple[Published, tuple[str, ...]]] = []
+        for release in self.records.releases:
+            if release.manifest == f"{release_folder(version.name, version.version)}/{MANIFEST}":
+                found.append((release, ()))
+            elif whole != version.name and release.manifest.startswith(f"releases/{whole}/"):
+                variants = self.records.manifest(release).variants
+                mine = [each for each in variants if (each.model, each.version) == (version.name, version.version)]
+                found += [(release, each.labels) for each in mine]
+        return tuple(
+            bounded(Node("release", release.digest), self._release_uses(release, labels), self._shown)
+            for release, labels in found
+        )
 
-    def _release_uses(self, release: Published) -> tuple[Node, ...]:
-        """Its rollouts, and the targets that say that they run it now."""
+    def _release_uses(self, release: Published, labels: Collection[str] = ()) -> tuple[Node, ...]:
+        """Its rollouts, and the targets with these labels that say that they run it now."""
         rolled = [_rollout(each) for each in self.records.rollouts if each.release == release.digest]
-        sightings = sorted(self.records.sightings.items())
-        return *rolled, *(_target(name, each) for name, each in sightings if _running(each) == release.digest)
+        mine = [name for name, own in self.records.targets.items() if set(labels) <= set(own)]
+        seen = [(name, self.records.sightings[name]) for name in sorted(mine) if name in self.records.sightings]
+        return *rolled, *(_target(name, each) for name, each in seen if _running(each) == release.digest)
 
     def _validations(self, runs: list[str]) -> Iterator[Node]:
         for row in self.records.validations(runs).head(self._shown).rows(named=True):

@@ -49,9 +49,9 @@ class Records:
         return fleet.devices(self.lake)
 
     @cached_property
-    def targets(self) -> tuple[str, ...]:
-        """The names of the edge targets."""
-        return tuple(target.name for target in fleet.targets(self.lake))
+    def targets(self) -> dict[str, tuple[str, ...]]:
+        """The labels of each edge target."""
+        return {target.name: target.labels for target in fleet.targets(self.lake)}
 
     @cached_property
     def _broker(self) -> tuple[tuple[Rollout, ...], Mapping[str, Sighting]]:

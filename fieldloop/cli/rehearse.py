@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -80,7 +80,8 @@ def rehearse(
     """Run the real deployment flow against simulated targets and say how long, how much, and what fails.
 
     Broker, store and lake are the rehearsal's own, started for it and removed again; Prefect and MLflow are the
-    platform's, which must be up. The run is in the Prefect UI like any other.
+    platform's, which must be up. The run is in the Prefect UI like any other. Where the recipe has groups, the targets
+    bear their labels in turn. Every target verifies the signed metadata and each byte of its release, as an agent does.
     """
     from infra.rehearsal.faults import Faults
     from infra.rehearsal.stage import Cast
@@ -112,10 +113,12 @@ def run(
     from infra.rehearsal.stage import NOTHING, enrol, playing, stage
     from tasks.deploy import release
 
-    profile = load_recipe(settings.root, recipe).profiles[0]
+    learnt = load_recipe(settings.root, recipe)
+    if learnt.groups is not None:
+        cast = replace(cast, groups=tuple(f"{learnt.groups.label}={group}" for group in learnt.groups.of))
     real = {"prefect_url": settings.prefect_ui, "mlflow_url": settings.mlflow_endpoint}
     with stage(real) as own, _environment(own), temporary_settings({PREFECT_API_URL: own.prefect_api}):
-        enrol(own, cast, profile)
+        enrol(own, cast, learnt.profiles[0])
         installed = release(own, recipe, before).published if before else NOTHING
         with playing(own, cast, installed) as play:
             began = time.monotonic()

@@ -62,6 +62,11 @@ class Heard:
         self.unusable.pop(target, None)
         self.sightings[target] = Sighting(report, round(message.metadata.timestamp.timestamp() * 1e6))
 
+    def of(self, targets: Collection[str]) -> "Heard":
+        """Return the last words of these targets."""
+        usable = {target: sighting for target, sighting in self.sightings.items() if target in targets}
+        return Heard(usable, {target: reason for target, reason in self.unusable.items() if target in targets})
+
 
 @dataclass(frozen=True)
 class Head:

@@ -89,7 +89,7 @@ def test_reports_are_held_against_the_reference(settings: FarmSettings, version:
     """What was learnt from is steady; half as much wind again is not, nor are its predictions."""
     reference = _reference(settings, version)
     _report(settings, version, reference)
-    steady = compare(settings, NAME)
+    (steady,) = compare(settings, NAME)
     assert (steady.version, steady.targets) == (version.version, 2)
     assert {finding.verdict for finding in steady.findings} == {Verdict.STEADY}
     assert steady.findings[0].values == 2 * (reference.inputs["wind_speed"].with_missing().count)
@@ -97,11 +97,11 @@ def test_reports_are_held_against_the_reference(settings: FarmSettings, version:
     wind = np.random.default_rng(3).gamma(4, 3, 3000).astype(np.float32)
     stormy = {**reference.inputs, "wind_speed": Sketch.of(wind)}
     _report(settings, version, Distributions(stormy, Sketch.of(np.minimum(wind**3, 2000))))
-    found = compare(settings, NAME)
+    (found,) = compare(settings, NAME)
     assert [f.channel for f in found.findings if f.verdict is Verdict.DRIFTED] == ["wind_speed", PREDICTION]
-    assert figures(found) == {"distributions": 4, "drifted": f"{PREDICTION}, wind_speed", "unusable_reports": 0}
-    assert "**2 of 4** distributions have drifted" in describe(found)
-    assert "| wind_speed | 6,000 | 0." in describe(found)
+    assert figures([found]) == {"distributions": 4, "drifted": f"{PREDICTION}, wind_speed", "unusable_reports": 0}
+    assert "**2 of 4** distributions have drifted" in describe([found])
+    assert "| wind_speed | 6,000 | 0." in describe([found])
 
 
 def test_a_report_that_cannot_be_used_is_left_out_and_said(
@@ -110,10 +110,10 @@ def test_a_report_that_cannot_be_used_is_left_out_and_said(
     """The other target is held against the reference as ever."""
     _report(settings, version, _reference(settings, version))
     _send(settings, {TARGETS[0]: b'{"target":"drift-north","at_us":0,"runtime":"","inputs":{"w":{"keys":[1]}}}'})
-    found = compare(settings, NAME)
-    assert (found.targets, figures(found)["unusable_reports"]) == (1, 1)
+    (found,) = compare(settings, NAME)
+    assert (found.targets, figures([found])["unusable_reports"]) == (1, 1)
     assert {finding.verdict for finding in found.findings} == {Verdict.STEADY}
-    assert "left out (drift-north: its last report cannot be read: sketch: expected a count" in describe(found)
+    assert "left out (drift-north: its last report cannot be read: sketch: expected a count" in describe([found])
 
 
 def test_a_version_without_a_reference_is_said_to_have_none(
@@ -122,9 +122,9 @@ def test_a_version_without_a_reference_is_said_to_have_none(
     """As one that is not registered here."""
     elsewhere = registry.ModelVersion(NAME, 999, version.run_id, (), {}, 0)
     _report(settings, elsewhere, _reference(settings, version))
-    compared = compare(settings, NAME)
+    (compared,) = compare(settings, NAME)
     assert (compared.version, compared.findings) == (999, ())
-    assert "left no reference" in describe(compared)
+    assert "left no reference" in describe([compared])
 
 
 def test_a_drift_turns_the_loop_for_its_recipe_once(
@@ -133,10 +133,14 @@ def test_a_drift_turns_the_loop_for_its_recipe_once(
     """A second event of the recipe makes no second run; another recipe's makes its own."""
     stormy = {"wind_speed": Sketch.of(np.full(3000, 30.0))}
     _report(settings, version, Distributions(stormy, Sketch.of(np.full(3000, 2000.0))))
-    found = compare(settings, NAME)
+    (found,) = compare(settings, NAME)
     _await(idle, {NAME}, found)
-    announce(found)
-    _await(idle, {NAME, "tiny-other"}, Comparison("tiny-other", 1, 1, found.limit, found.retrain, found.findings))
+    announce([found])
+    _await(
+        idle,
+        {NAME, "tiny-other"},
+        Comparison("tiny-other", "tiny-other", 1, 1, found.limit, found.retrain, found.findings),
+    )
     assert len(_runs(idle)) == 2
 
 
@@ -180,5 +184,5 @@ def _await(client: SyncPrefectClient, recipes: set[str], found: Comparison) -> N
     while {run.parameters["recipe"] for run in _runs(client)} != recipes:
         assert time.monotonic() < deadline, f"expected runs for {recipes}, got {_runs(client)}"
         EventsWorker.drain_all()
-        announce(found)
+        announce([found])
         time.sleep(2)
