@@ -36,7 +36,8 @@ from infra.local.supervisor import answers
 from infra.rehearsal.stage import stage
 
 KILLS: Final = 200
-LIVES_S: Final = {"download": 0.6, "verify": 0.2, "switch": 0.05, "scoring": 1.0}  # until a kill, at most, by phase
+GRAPHS: Final = 3  # one more than an agent keeps, so that the next always has to come
+LIVES_S: Final = {"download": 0.3, "verify": 0.2, "switch": 0.05, "scoring": 1.0}  # until a kill, at most, by phase
 PHASE_S: Final = 20.0  # for a phase to begin
 LOOK_S: Final = 0.002
 HOUR_STEPS: Final = 3600  # of a second
@@ -55,7 +56,7 @@ def measure() -> Figure:
 def run(kills: int, hour_steps: int) -> Figure:
     """Run with so many kills, and so long an hour."""
     with stage({}) as settings:
-        made = [gateway.make_release(settings.root, CHANNELS, 200, seed=n, version=n) for n in (1, 2)]
+        made = [gateway.make_release(settings.root, CHANNELS, 200, seed=n, version=n) for n in range(1, GRAPHS + 1)]
         found = {
             "kills": _kills(settings, made, kills),
             "full_disk": _full_disk(settings, made),
@@ -83,7 +84,7 @@ def _kills(settings: Settings, made: list[Release], kills: int) -> dict[str, Any
     for number in range(kills):
         phase = list(LIVES_S)[number % len(LIVES_S)]
         if number % len(LIVES_S) == 0:
-            wanted = _again(made[1], number + 10)
+            wanted = _again(made[number // len(LIVES_S) % GRAPHS], number + 10)
             target.desire(wanted)
         step = _send(target, step, step + 2)
         _await_phase(target, wanted, phase)
