@@ -3,7 +3,8 @@
 Both times are the broker's own stamps. The readings come from 100 devices in turn, and each message completes a window
 of the wind farm's features and 200 trees: in the hard case a message has one reading, so that 5,000 windows are scored
 a second; in the other one it has six, 833 windows a second. `late_p99_ms` is how far the sender itself fell behind its
-clock. Peers in the same run: one window through a bare ONNX Runtime session, and through MLflow's scoring server.
+clock. Peers in the same run: one window through a bare ONNX Runtime session, and through MLflow's scoring server; and a
+process in the agent's place that answers each message at once (`echo`), for the share of broker, sender and machine.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,7 @@ from fieldloop.domain.release import Release, decode_canary
 from fieldloop.edge.model import Model
 from fieldloop.stores import broker, drain
 from fieldloop.stores.pull import Pulled, Puller
+from fieldloop.stores.settings import Settings
 from infra.rehearsal.stage import stage
 
 SINGLE, SIX = 1, 6  # readings a message
@@ -72,7 +74,7 @@ def measure() -> Figure:
             further |= {f"{name}_{key}": value for key, value in target.memory_mb().items()}
             further[f"{name}_start_s"] = _start(target)
             target.kill()
-        further |= _bare(release) | _served(release)
+        further |= _echo(settings) | _bare(release) | _served(release)
     p99 = further[f"single_{RATES[-1]}_p99_ms"]
     return Figure(
         figure=p99,
@@ -81,6 +83,19 @@ def measure() -> Figure:
         ratio=round(p99 / further["mlflow_p99_ms"], 4),
         further={"p99_ms": p99, "rss_mb": further["six_rss_mb"], **further},
     )
+
+
+def _echo(settings: Settings) -> dict[str, float]:
+    """Have each message answered with no work done, at the highest rate of single readings."""
+    target = gateway.enrol(settings, "gw-echo", [f"dev-echo-{number:03}" for number in range(DEVICES)])
+    target.run("benchmarks.echo", str(target.config))
+    try:
+        steps, begun_ns = range(1, 1 + round((WARM_S + RUN_S) * RATES[-1] / DEVICES)), time.time_ns()
+        late = asyncio.run(_publish(target, SINGLE, steps, RATES[-1]))
+        found = _latency(target, begun_ns + round(WARM_S * 1e9)) | {"late_p99_ms": late}
+    finally:
+        target.kill()
+    return {f"echo_{RATES[-1]}_{key}": value for key, value in found.items()}
 
 
 async def _publish(target: Gateway, readings: int, steps: range, rate: float | None) -> float:
@@ -173,7 +188,7 @@ def _start(target: Gateway) -> float:
     return round(time.monotonic() - began, 2)
 
 
-def _bare(release: Release) -> Mapping[str, float]:
+def _bare(release: Release) -> dict[str, float]:
     """Run one window after the other through a session."""
     model, window = Model.load(release.graph), decode_canary(release.canary).inputs[:1]
     return _timed("bare", BARE_RUNS, lambda: model.run(window))
@@ -223,7 +238,7 @@ def _await(ask: Callable[[], None]) -> None:
         time.sleep(0.1)
 
 
-def _timed(name: str, runs: int, work: Callable[[], object]) -> Mapping[str, float]:
+def _timed(name: str, runs: int, work: Callable[[], object]) -> dict[str, float]:
     """Return the quantiles of the time that a piece of work takes, milliseconds."""
     seconds = []
     for _ in range(runs):

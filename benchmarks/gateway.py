@@ -91,10 +91,12 @@ class Gateway:
     def start(self) -> None:
         """Start the agent."""
         (self.config.parent / "state" / "health.port").unlink(missing_ok=True)
+        self.run("fieldloop.edge.main", "--config", str(self.config))
+
+    def run(self, *module: str) -> None:
+        """Start a Python module in the agent's place."""
         with (self.config.parent / "agent.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "fieldloop.edge.main", "--config", str(self.config)], stderr=log
-            )
+            self.process = subprocess.Popen([sys.executable, "-m", *module], stderr=log)
 
     def kill(self) -> None:
         """Kill the agent with -9 and wait for its end."""

@@ -76,7 +76,9 @@ def _written_us(column: Column) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
 def _epoch_us(entries: Column, unit_us: int) -> NDArray[np.int64]:
     with np.errstate(over="ignore"):  # to infinity, which is no time
         numbers = to_floats(entries) * unit_us
-    readable = np.isfinite(numbers) & (np.abs(numbers) < _LATEST_US)
+    readable = np.abs(numbers) < _LATEST_US  # NaN is not
+    if readable.all():
+        return np.rint(numbers).astype(np.int64)
     return np.where(readable, np.rint(np.where(readable, numbers, 0)).astype(np.int64), NOT_A_TIME)
 
 

@@ -46,8 +46,9 @@ def pack(
     window_hash: NDArray[np.uint64],
 ) -> bytes:
     """Encode rows (int64, float32 and uint64, all [N]) as one message."""
-    columns = (end_us.astype("<i8"), value.astype("<f4"), window_hash.astype("<u8"))
-    return msgspec.msgpack.encode(Predictions(target, release, device, *(column.tobytes() for column in columns)))
+    ends, values = end_us.astype("<i8", copy=False).tobytes(), value.astype("<f4", copy=False).tobytes()
+    hashes = window_hash.astype("<u8", copy=False).tobytes()
+    return msgspec.msgpack.encode(Predictions(target, release, device, ends, values, hashes))
 
 
 def unpack(payload: bytes) -> Predictions:

@@ -43,8 +43,7 @@ class Position(msgspec.Struct, frozen=True):
     arrived_us: int = 0
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """One message of a device, the subject that acknowledges it and all before, and whether it was delivered before.
 
     `received` is when it came here: monotonic clock, seconds.

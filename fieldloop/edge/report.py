@@ -4,10 +4,10 @@ import asyncio
 import logging
 import os
 import platform
+import sys
 import time
 from contextlib import suppress
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -109,12 +109,19 @@ def inventory(folder: Path) -> Inventory:
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         free_bytes=free.f_bavail * free.f_frsize,
         versions={
-            "fieldloop": metadata.version("fieldloop"),
+            "fieldloop": _version(),
             "python": platform.python_version(),
             "onnxruntime": onnxruntime.__version__,
             "numpy": np.__version__,
         },
     )
+
+
+@cache
+def _version() -> str:
+    """Return this package's version, as its installation is named: `importlib.metadata` would take 2 MB to say it."""
+    found = (path.name for folder in sys.path for path in Path(folder).glob("fieldloop-*.dist-info"))
+    return next(found, "").removeprefix("fieldloop-").removesuffix(".dist-info")
 
 
 @cache

@@ -39,8 +39,7 @@ class Kind(IntEnum):
     ALERT = 1
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One message; `number` counts all that were ever accepted, from 1."""
 
     number: int
