@@ -87,7 +87,7 @@ class Scoring:
             return
         try:
             after = self._scorer.restore(state)
-            while entries := self._spool.entries(after, _SPOOLED):
+            while entries := self._spool.kept(after, _SPOOLED):  # their mark may be newer than the state
                 self._scorer.leave_out([entry.data for entry in entries if entry.kind is Kind.PREDICTIONS])
                 after = entries[-1].number
         except (msgspec.MsgspecError, PayloadError, ValueError) as exc:

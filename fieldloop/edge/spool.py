@@ -118,6 +118,10 @@ class Spool:
             return list(islice(self._recent, begin, begin + most))
         return self._read(after + 1, most)
 
+    def kept(self, after: int, most: int) -> list[Entry]:
+        """Return up to so many messages on the disk from number `after` + 1 on, though the platform may have them."""
+        return self._read(after + 1, most)
+
     def has(self, number: int) -> bool:
         """Say whether the platform is known to have a message."""
         return number <= self.taken or number in self._taken_ahead

@@ -56,6 +56,19 @@ def test_what_the_platform_has_is_dropped_and_stays_dropped(tmp_path: Path) -> N
     assert (again.last, again.taken) == (8, 8)
 
 
+def test_what_the_platform_has_is_still_read_where_a_state_does_not_cover_it(tmp_path: Path) -> None:
+    """A kill between the spool's mark and the streams' state must not hide what was predicted since the last state."""
+    spool = Spool(tmp_path, ROOM)
+    spool.add(Kind.PREDICTIONS, [b"1", b"2", b"3"])
+    for number in (1, 2, 3):
+        spool.book(number)
+    spool.sync()
+    again = Spool(tmp_path, ROOM)
+    assert again.entries(1, 10) == []
+    assert [entry.data for entry in again.kept(1, 10)] == [b"2", b"3"]
+    assert again.kept(3, 10) == []
+
+
 def test_a_full_spool_refuses_what_is_new_and_reports_the_gap(tmp_path: Path) -> None:
     """What it has taken it keeps; alerts still find room when predictions do not; one gap an outage."""
     spool = Spool(tmp_path, 100_000)
