@@ -185,7 +185,7 @@ def select(
         wanted = f" with labels {', '.join(labels)}" if labels else ""
         raise ReleaseError(
             f"expected edge targets{wanted} that serve devices of the release's profiles, got none of {len(targets)}: "
-            "enrol them with `fieldloop target add`"
+            "enrol them with `fieldloop target add`, and give them devices with its `--device`"
         )
     return chosen
 

@@ -24,17 +24,27 @@ app = typer.Typer(help="The edge targets that run models.", no_args_is_help=True
 @app.command("add")
 def add_target(
     name: Annotated[str, typer.Argument(help="The gateway's name.")],
-    devices: Annotated[list[str], typer.Option("--device", help="A device whose readings it scores; repeatable.")],
+    devices: Annotated[
+        list[str] | None, typer.Option("--device", help="A device whose readings it scores; repeatable; also later.")
+    ] = None,
     labels: Labels = None,
 ) -> None:
     """Let an edge target join: prints a token for `fieldloop-agent enrol` on the gateway, good once, for an hour.
 
-    A target that has joined keeps its certificate; its labels and devices are brought up to date.
+    A target that has joined keeps its certificate; its agent is told of other devices. What is not given stays as it
+    is. Without devices it scores nothing, and no rollout asks it.
     """
     from fieldloop.cli.enrol import admit_targets
-    from fieldloop.stores.fleet import Target
+    from fieldloop.stores import fleet
+    from fieldloop.stores.lake import Lake
 
-    tokens = admit_targets(Settings(), [Target(name, tuple(devices), tuple(labels or ()))])
+    settings = Settings()
+    known = next((each for each in fleet.targets(Lake(settings)) if each.name == name), fleet.Target(name, ()))
+    served = known.devices if devices is None else tuple(devices)
+    wanted = fleet.Target(name, served, known.labels if labels is None else tuple(labels))
+    tokens = admit_targets(settings, [wanted])
+    if not served:
+        typer.echo(f"{name} serves no device yet: `fieldloop target add {name} --device NAME` assigns one", err=True)
     if name not in tokens:
         typer.echo(f"{name} has joined; `fieldloop target revoke {name}`, then `add`, gives it a new token", err=True)
     else:

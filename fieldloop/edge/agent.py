@@ -8,15 +8,17 @@ import asyncio
 import logging
 import random
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from fieldloop.domain.enrolment import AgentConfig, LocalReadings
+import msgspec
+
+from fieldloop.domain.enrolment import AgentConfig, LocalReadings, decode_config
 from fieldloop.domain.errors import ServiceError
+from fieldloop.edge import files, local
 from fieldloop.edge import link as nats
-from fieldloop.edge import local
 from fieldloop.edge.feed import Feed
 from fieldloop.edge.health import Endpoint
 from fieldloop.edge.link import Link
@@ -42,19 +44,22 @@ class Agent:
         folder = path.parent
         state = folder / config.state
         self._config = config
+        self._path = path
         self._folder = folder
         self._state = state
         slots, spool = Slots(state), Spool(state / "spool", config.spool_bytes)
         self._serving = Serving()
         self._sender = Sender(spool, config.target)
         self._reconciler = Reconciler(config, folder, slots, self._serving)
-        scorer = Scorer(config.target, config.devices)
-        self._scoring = Scoring(config.target, scorer, self._serving, spool, self._sender, state)
+        self._scorer = Scorer(config.target, config.devices)
+        self._scoring = Scoring(config.target, self._scorer, self._serving, spool, self._sender, state)
         self._scoring.watch = self._reconciler.watch
+        self._reconciler.assign = self._assign
         self._renewal = Renewal(config, path)
         self._reporter = Reporter(config, state, self._serving, slots, spool, self._reconciler, self._renewal)
         self._endpoint = Endpoint(self._reporter.report, lambda: self._link is not None)
         self._link: Link | None = None
+        self._moved = asyncio.Event()  # other devices are served
 
     async def run(self, stop: asyncio.Event) -> None:
         """Load what is installed, then serve until `stop`, over as many connections as it takes."""
@@ -113,6 +118,20 @@ class Agent:
             self._sender.detach()
             link.close()
 
+    def _assign(self, devices: Mapping[str, str]) -> None:
+        """Serve these devices from now on, over new connections."""
+        if devices == self._config.devices:
+            return
+        logger.info("devices served: %s", ", ".join(devices) or "none")
+        kept = decode_config(self._path.read_bytes(), str(self._path))  # somebody may have changed other fields
+        kept = msgspec.structs.replace(kept, devices=dict(devices))
+        files.write_private(self._path, msgspec.json.format(msgspec.json.encode(kept), indent=2))
+        self._config = msgspec.structs.replace(self._config, devices=dict(devices))
+        self._scorer.devices = self._config.devices
+        self._moved.set()
+        if self._link is not None and self._config.readings is None:
+            self._link.close("other devices are served")
+
     def _tls(self) -> ssl.SSLContext:
         """Return the certificate as it is now: it may have been renewed."""
         try:
@@ -122,7 +141,7 @@ class Agent:
 
     async def _work(self, link: Link, stop: asyncio.Event) -> None:
         """Score what the platform's stream brings, or just send what is spooled."""
-        if self._config.readings is None:
+        if self._config.readings is None and self._config.devices:
             await self._scoring.run(Feed(link, self._config.target, self._config.redelivery_s), stop)
         else:
             await _first(asyncio.ensure_future(link.closed.wait()), asyncio.ensure_future(stop.wait()))
@@ -133,12 +152,27 @@ class Agent:
         """Connect to the gateway's own broker and score what it brings until the connection ends."""
         readings = self._config.readings
         assert isinstance(readings, LocalReadings)  # noqa: S101 - `run` has looked
-        source = await local.open_source(self._config, readings, self._folder)
-        logger.info("readings come from %s", readings.url)
+        ended = asyncio.Event()
+        self._moved.clear()
+        waiting = asyncio.create_task(_set_after(ended, stop, self._moved))
         try:
-            await self._scoring.run(source, stop)
+            if not self._config.devices:
+                await ended.wait()
+                return
+            source = await local.open_source(self._config, readings, self._folder)
+            logger.info("readings come from %s", readings.url)
+            try:
+                await self._scoring.run(source, ended)
+            finally:
+                source.end()
         finally:
-            source.end()
+            waiting.cancel()
+
+
+async def _set_after(event: asyncio.Event, *others: asyncio.Event) -> None:
+    """Set an event when one of others is set."""
+    await _first(*(asyncio.ensure_future(other.wait()) for other in others))
+    event.set()
 
 
 async def _first(*works: asyncio.Future[Any]) -> None:

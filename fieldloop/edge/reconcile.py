@@ -5,6 +5,7 @@ import itertools
 import logging
 import random
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -82,6 +83,7 @@ class Reconciler:
         self.attempt = Attempt()
         self.changed = asyncio.Event()  # something to report
         self.asked = asyncio.Event()  # desired state may have changed
+        self.assign: Callable[[Mapping[str, str]], None] | None = None  # is told which devices are served
 
     @property
     def recalled(self) -> str | None:
@@ -120,7 +122,10 @@ class Reconciler:
             try:
                 raw = await direct_get(link, "desired", self._config.target)
                 if raw is not None:
-                    await self._converge(link, msgspec.json.decode(raw, type=Desired))
+                    desired = msgspec.json.decode(raw, type=Desired)
+                    if desired.devices is not None and self.assign is not None:
+                        self.assign(dict(desired.devices))
+                    await self._converge(link, desired)
                 await self._look_for_revoked(link)
             except ReleaseError as exc:
                 logger.warning("the list of releases is refused: %s", exc)

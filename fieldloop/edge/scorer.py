@@ -69,7 +69,7 @@ class Scorer:
 
     def __init__(self, target: str, devices: Mapping[str, str]) -> None:
         self._target = target
-        self._devices = devices
+        self.devices = devices
         self._spec: WindowSpec | None = None
         self._manifest: Manifest | None = None
         self._codes: dict[str, NDArray[np.int64]] = {}  # by profile of the manifest, see `WindowSpec.channel_codes`
@@ -134,7 +134,7 @@ class Scorer:
         """Return the rows by profile; those of devices that this target or release does not know under None."""
         rows: dict[str | None, list[int]] = {}
         for row, delivery in enumerate(deliveries):
-            name = self._devices.get(delivery.device)
+            name = self.devices.get(delivery.device)
             rows.setdefault(name if name in profiles else None, []).append(row)
         return rows
 

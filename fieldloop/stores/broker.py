@@ -156,7 +156,8 @@ async def add_agent_consumer(js: JetStreamContext, target: str, devices: Sequenc
     """Create the durable consumer from which a target's agent pulls what its devices send from now on.
 
     The platform makes it, so that the agent needs no right but to pull and to acknowledge. When the target's devices
-    change, it is made anew from what the agent has acknowledged.
+    change, it is made anew from what the agent has acknowledged. Without devices there is none: one without a filter
+    would have the readings of all.
     """
     subjects = [f"devices.{device}.readings" for device in devices]
     start: dict[str, Any] = {"deliver_policy": DeliverPolicy.NEW}
@@ -167,6 +168,8 @@ async def add_agent_consumer(js: JetStreamContext, target: str, devices: Sequenc
         acknowledged = found.ack_floor.stream_seq if found.ack_floor else 0
         start = {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": acknowledged + 1}
         await js.delete_consumer(READINGS, target)
+    if not subjects:
+        return
     await js.add_consumer(
         READINGS,
         ConsumerConfig(

@@ -1,7 +1,7 @@
 """Who belongs to the fleet: devices with their profiles, targets with the devices they serve; newest row wins."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ class Target:
 
     Attributes:
         name: its identity at the broker.
-        devices: the devices whose readings it scores.
+        devices: the devices whose readings it scores; none where they are still to be assigned.
         labels: `key=value`, for rollouts to select by.
     """
 
@@ -36,10 +36,10 @@ def devices(lake: Lake) -> dict[str, str]:
 
 
 def targets(lake: Lake) -> tuple[Target, ...]:
-    """Return all targets, by name; one whose newest row serves no device was removed."""
+    """Return all targets, by name; the newest row's devices are null where none are assigned, empty once removed."""
     rows = lake.scan("targets").sort("added_at").group_by("target").last().sort("target")
-    newest = rows.filter(pl.col("devices").list.len() > 0).collect()
-    return tuple(Target(row["target"], tuple(row["devices"]), tuple(row["labels"])) for row in newest.to_dicts())
+    newest = rows.filter(pl.col("devices").is_null() | (pl.col("devices").list.len() > 0)).collect()
+    return tuple(Target(row["target"], tuple(row["devices"] or ()), tuple(row["labels"])) for row in newest.to_dicts())
 
 
 def add_devices(lake: Lake, names: Sequence[str], profile: str) -> None:
@@ -52,14 +52,20 @@ def add_devices(lake: Lake, names: Sequence[str], profile: str) -> None:
 
 
 def add_targets(settings: Settings, lake: Lake, wanted: Sequence[Target]) -> None:
-    """Enter targets, and make the consumers from which their agents pull; those already there are left alone."""
+    """Enter targets, and make the consumers from which their agents pull; those already there are left alone.
+
+    One that is known and serves other devices now is told of them with its desired state.
+    """
     asyncio.run(_add_consumers(settings, wanted))
-    known = set(targets(lake))
-    fresh = [target for target in wanted if target not in known]
+    known = {target.name: target for target in targets(lake)}
+    fresh = [target for target in wanted if target != known.get(target.name)]
+    moved = [target for target in fresh if target.name in known and target.devices != known[target.name].devices]
+    if moved:
+        asyncio.run(_assign(settings, moved, devices(lake)))
     if fresh:
         rows = {
             "target": [target.name for target in fresh],
-            "devices": [list(target.devices) for target in fresh],
+            "devices": [list(target.devices) or None for target in fresh],
             "labels": [list(target.labels) for target in fresh],
             "added_at": [datetime.now(UTC)] * len(fresh),
         }
@@ -84,6 +90,12 @@ async def _forget(settings: Settings, names: Sequence[str]) -> None:
             await rollouts.forget(js, name)
             with suppress(nats.js.errors.NotFoundError):
                 await js.delete_consumer(broker.READINGS, name)
+
+
+async def _assign(settings: Settings, moved: Sequence[Target], profiles: Mapping[str, str]) -> None:
+    async with broker.platform(settings) as (_, js):
+        served = {each.name: {name: profiles[name] for name in each.devices if name in profiles} for each in moved}
+        await rollouts.assign(js, served)
 
 
 async def _add_consumers(settings: Settings, wanted: Sequence[Target]) -> None:

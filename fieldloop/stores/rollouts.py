@@ -20,7 +20,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, Header
 
 from fieldloop.domain.errors import PayloadError, StoreError
-from fieldloop.domain.rollout import Desired, Sighting, decode_report
+from fieldloop.domain.rollout import NOTHING, Desired, Sighting, decode_report
 from fieldloop.domain.rollout.record import Membership, Rollout
 from fieldloop.stores import broker
 
@@ -102,6 +102,8 @@ async def ask(
 ) -> tuple[dict[str, Held], tuple[str, ...]]:
     """Write what targets should run, each only if nobody has written since `before` was read.
 
+    An order that says nothing of devices leaves what `before` says of them.
+
     Returns:
         What is held now where it was written, and the targets that somebody else has asked in between.
 
@@ -110,6 +112,7 @@ async def ask(
     """
     written: dict[str, Held] = {}
     overtaken: list[str] = []
+    orders = {target: _with_devices(order, before.get(target, NOT_ASKED)) for target, order in orders.items()}
     encoded = {order: msgspec.json.encode(order) for order in set(orders.values())}
     for group in _groups(list(orders)):
         puts = (
@@ -122,6 +125,22 @@ async def ask(
             else:
                 written[target] = Held(orders[target], sequence)
     return written, tuple(overtaken)
+
+
+async def assign(js: JetStreamContext, served: Mapping[str, Mapping[str, str]]) -> None:
+    """Tell targets which devices they serve from now on, profile by device; what they should run stays.
+
+    Raises:
+        StoreError: the broker refuses or does not answer, or somebody else has asked in between.
+    """
+    before = await held(js, served)
+    orders = {}
+    for target, devices in served.items():
+        order = before.get(target, NOT_ASKED).desired or Desired(NOTHING, "", 0, "devices")
+        orders[target] = msgspec.structs.replace(order, devices=tuple(sorted(devices.items())))
+    _, overtaken = await ask(js, orders, before)
+    if overtaken:
+        raise StoreError(f"asked by somebody else in between: {', '.join(overtaken)}; add them again")
 
 
 async def desire(js: JetStreamContext, targets: Collection[str], release: str, manifest: str, why: str) -> Desired:
@@ -316,6 +335,13 @@ def _order(message: Msg) -> Desired | None:
         return msgspec.json.decode(message.data, type=Desired)
     except msgspec.MsgspecError:
         return None
+
+
+def _with_devices(order: Desired, before: Held) -> Desired:
+    """Carry on what a target was told of its devices."""
+    if order.devices is not None or before.desired is None or before.desired.devices is None:
+        return order
+    return msgspec.structs.replace(order, devices=before.desired.devices)
 
 
 def _groups(keys: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -35,6 +35,7 @@ class Desired(msgspec.Struct, frozen=True):
             never published; None where there is none. A shadow that fails is reported and leaves `release` alone.
         shadow_manifest: its manifest's path in the repository.
         labels: the target's own, `key=value`, by which it takes its graph of a release that has one a group.
+        devices: those that it serves, each with its profile; None leaves what it was told before or at enrolment.
     """
 
     release: str
@@ -44,6 +45,7 @@ class Desired(msgspec.Struct, frozen=True):
     shadow: str | None = None
     shadow_manifest: str | None = None
     labels: tuple[str, ...] = ()
+    devices: tuple[tuple[str, str], ...] | None = None
 
 
 class Running(msgspec.Struct, frozen=True):
