@@ -226,14 +226,16 @@ def _sent(summary: dict[str, Any]) -> str:
 
 def _judge_lake(settings: Settings, demo: Demo, span: Span) -> None:
     """Hold the table `readings` against the source's own distinct readings."""
+    from tasks.quarantine import waiting
+
     lake = Lake(settings)
     sent = pl.col("device").is_in(TURBINES) & pl.col("event_time").is_between(*span, closed="left")
     rows = lake.scan("readings").filter(sent).select(pl.len()).collect().item()
-    quarantined = lake.scan("quarantine").select(pl.len()).collect().item()
+    quarantined = waiting(lake).select(pl.len()).collect().item()
     duplicates = sum(int(commit.get("duplicates", 0)) for commit in lake.metadata("readings"))
     distinct = len(source_readings(*span))
     demo.add("lake", f"{rows:,} readings; the source has {distinct:,} distinct ones")
-    demo.add("lake", f"{duplicates:,} duplicates dropped, {quarantined:,} rows in quarantine")
+    demo.add("lake", f"{duplicates:,} duplicates dropped, {quarantined:,} rows wait in quarantine")
     demo.require(rows == distinct, f"the lake has {rows:,} readings, the source {distinct:,}")
 
 

@@ -57,6 +57,7 @@ LAYOUTS: Final[Mapping[str, tuple[Layout, ...]]] = {
         Layout(("metric", "device", "event_time"), group="metric", codes="value"),
     ),
     "quarantine": (Layout(("sequence", "replay")),),
+    "carried": (Layout(("device", "sequence")),),
     "replays": (Layout(("replay", "began_at")),),
     "predictions": (Layout(("target", "device", "end_time")),),
     "sources": (Layout(("source", "entered_at")),),

@@ -13,8 +13,9 @@ import pytest
 from deltalake import DeltaTable
 from polars.testing import assert_frame_equal
 
+from fieldloop.domain.carry import Carried
 from fieldloop.domain.errors import StoreError
-from fieldloop.stores import compaction, fleet
+from fieldloop.stores import carried, compaction, fleet
 from fieldloop.stores.compaction import LAYOUTS, compact, encode
 from fieldloop.stores.lake import SCHEMAS, Lake
 from fieldloop.stores.settings import Settings
@@ -83,6 +84,27 @@ def test_files_become_few_and_nothing_else_changes(landed: Settings) -> None:
     assert min(positions(lake).values()) == position > 0
     assert maintain(landed, "readings", KEEP).replaced == 0
     assert [row["files"] for row in rows([done["quarantine"]])] == ["5 → 1"]
+
+
+def test_what_messages_left_behind_is_read_the_same_once_its_files_are_few(store: Settings) -> None:
+    """At every place in the stream a device's memory is what it was, and a later entry is seen after upkeep."""
+    lake = Lake(store)
+    lake.create("carried")
+    begin = everything(store, "carried").height
+    entries = [("K1", number, Carried(aliases={number: f"metric {number}"})) for number in range(1, 6)]
+    for entry in entries:
+        carried.keep(lake, [entry])
+    before = everything(store, "carried")
+    done = maintain(store, "carried", KEEP)
+    assert (done.replaced, done.after.rows) == (done.before.files, begin + len(entries))
+    assert_frame_equal(everything(store, "carried"), before)
+    carried.keep(lake, [("K1", 9, Carried(aliases={9: "metric 9"}))])
+    kept = carried.from_position(lake, 3)
+    assert [kept.before("K1", place).aliases for place in (4, 6, 10)] == [
+        {3: "metric 3"},
+        {5: "metric 5"},
+        {9: "metric 9"},
+    ]
 
 
 def test_acquisition_goes_on_exactly_once_after_upkeep(landed: Settings, publish: Publish) -> None:

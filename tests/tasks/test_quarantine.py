@@ -220,6 +220,23 @@ def test_command_line_lists_shows_and_replays(
     assert "2 rows stay" in run.invoke(app, ["replay", "--device", "Q6"]).stdout
 
 
+def test_what_has_landed_is_listed_no_more_and_is_shown_as_replayed(
+    workshop: Workshop, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table is only ever appended to; the list has what waits, and a message's own rows say what became of it."""
+    for name, value in workshop.environment().items():
+        monkeypatch.setenv(name, value)
+    fleet.add_devices(Lake(workshop), ["Q7"], PROFILE)
+    publish([message("Q7", 1)])
+    acquire(workshop)
+    run = CliRunner()
+    assert "Q7" in run.invoke(app, ["list", "--device", "Q7"]).stdout
+    workshop.promise(FIELD)
+    assert replay(workshop, Choice(device="Q7")).settled == 1
+    assert "nothing waits in quarantine" in run.invoke(app, ["list", "--device", "Q7"]).stdout
+    assert "replayed: by replay" in run.invoke(app, ["show", "--device", "Q7"]).stdout
+
+
 def test_raw_bytes_are_bounded_in_print() -> None:
     """A megabyte of noise is one short line."""
     assert len(printable(b"\xff" * (1 << 20))) < 9000
