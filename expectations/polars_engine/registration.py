@@ -18,6 +18,7 @@ from great_expectations.validator.metric_configuration import MetricConfiguratio
 
 from expectations.polars_engine.domain import OTHER_TABLE
 from expectations.polars_engine.errors import UnsupportedError
+from expectations.polars_engine.memory import remember_expectations
 from expectations.polars_engine.metrics import aggregates, maps, table
 from expectations.polars_engine.plans import Builder
 
@@ -152,6 +153,7 @@ def register(engine: type[ExecutionEngine[Any]]) -> None:
         _register(engine, name, AfterCount if _is_sample(name) else ByItself, build)
     for name in sorted(set(registry._registered_metrics) - set(_builders())):
         _register(engine, name, Unsupported, _refuse)
+    remember_expectations(engine)
 
 
 def _builders() -> dict[str, Builder]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+from great_expectations.expectations.expectation import Expectation
+from great_expectations.validator.validator import Validator
 from polars.io.plugins import register_io_source
 
 from expectations.polars_engine.errors import UnsupportedError
 from expectations.polars_engine.groups import unexpected_by
-from expectations.polars_engine.workbench import Workbench
+from expectations.polars_engine.workbench import Kind, Workbench
 from tests.expectations.polars_engine.twins import Contexts
 
 FRAME = pl.DataFrame({"device": ["a", "b", "b"], "value": [1.0, 2.0, 30.0]})
@@ -142,3 +144,47 @@ def test_an_expectation_on_a_column_has_no_rows_to_count(contexts: Contexts) -> 
 
 def _only(device: str) -> dict[str, Any]:
     return {"type": "comparison", "column": {"name": "device"}, "operator": "==", "parameter": device}
+
+
+WHOLE_SUITE = [
+    BETWEEN,
+    NOT_NULL,
+    (BETWEEN[0], {"column": "value", "min_value": 2, "row_condition": _only("a"), "mostly": 0.5}),
+    ("expect_column_values_to_be_in_set", {"column": "device", "value_set": ["a", "c"]}),
+    ("expect_compound_columns_to_be_unique", {"column_list": ["device", "value"]}),
+    ("expect_column_mean_to_be_between", {"column": "value", "max_value": 3}),
+    ("expect_column_distinct_values_to_equal_set", {"column": "device", "value_set": ["a"]}),
+]
+
+
+def test_a_report_is_the_same_to_the_last_field_without_memory(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Great Expectations remembers while it validates spares work and changes nothing, run after run."""
+    prepared = contexts.prepare("polars", WHOLE_SUITE, "COMPLETE")
+    found = [prepared.run(FRAME).to_json_dict() for _ in range(2)]
+    monkeypatch.setattr(Validator, "graph_validate", Validator.graph_validate.__wrapped__)  # type: ignore[attr-defined]
+    without = prepared.run(FRAME).to_json_dict()
+    assert [one["results"] for one in found] == [without["results"]] * 2
+    assert found[0]["statistics"] == without["statistics"]
+
+
+def test_expectations_are_remembered_on_polars_and_on_no_other_engine(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory Great Expectations reads each of them about a hundred times."""
+    read: list[str] = []
+    suites = {kind: contexts.prepare(kind, [BETWEEN] * 3, "SUMMARY") for kind in _KINDS}
+    to_dict = Expectation.dict
+    for kind, prepared in suites.items():
+
+        def counted(expectation: Expectation, kind: str = kind, **how: Any) -> dict[str, Any]:
+            read.append(kind)
+            return to_dict(expectation, **how)
+
+        monkeypatch.setattr(Expectation, "dict", counted)
+        prepared.run(FRAME)
+    assert read.count("polars") * 3 < read.count("pandas")
+
+
+_KINDS: tuple[Kind, ...] = ("polars", "pandas")
