@@ -1,6 +1,8 @@
 """What metrics need computed, and the passes that compute many of them together."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,6 +21,8 @@ class Batch:
         schema: its columns and their types.
         masks: those that expressions share.
         duplicates: row numbers of duplicates found so far, by columns and rows looked at.
+        first_rows: the numbers of the first rows in which a mask is true, by its fingerprint, as far as they were
+            found with their count.
         rows: rows fetched so far, by their numbers; kept for lazy frames alone.
     """
 
@@ -26,6 +30,7 @@ class Batch:
     schema: pl.Schema
     masks: Masks = field(default_factory=Masks)
     duplicates: dict[tuple[bytes, ...], pl.Series] = field(default_factory=dict)
+    first_rows: dict[bytes, list[int]] = field(default_factory=dict)
     rows: dict[tuple[int, ...], pl.DataFrame] = field(default_factory=dict)
 
     def select(self, expressions: Sequence[pl.Expr]) -> pl.DataFrame:
@@ -90,11 +95,14 @@ class Plan:
         finish: makes the metric's value of theirs.
         enough: of a plan that looks for the first rows of a kind, whether those of the data's first rows are all that
             it needs; None where every row has to be seen.
+        beside: work that no expression can say, begun beside the pass where data is in memory; `finish` asks for it
+            again, which costs nothing then.
     """
 
     expressions: tuple[pl.Expr, ...]
     finish: Callable[[tuple[Any, ...]], Any]
     enough: Callable[[tuple[Any, ...]], bool] | None = None
+    beside: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,8 @@ def compute(batch: Batch, plans: Sequence[Plan]) -> list[Any]:
     failed = _failures(Batch(batch.schema.to_frame(), batch.schema, batch.masks), plans)
     sound = [plan for number, plan in enumerate(plans) if number not in failed]
     try:
-        rows = iter(_first_rows(batch, sound))
+        with _working_beside(batch, sound):
+            rows = iter(_first_rows(batch, sound))
     except Exception:
         rest = iter([_alone(batch, plan) for plan in sound])
     else:
@@ -157,6 +166,20 @@ def _failure(nothing: Batch, plan: Plan) -> Failure | None:
     except Exception as exc:
         return Failure(exc)
     return None
+
+
+@contextlib.contextmanager
+def _working_beside(batch: Batch, plans: Sequence[Plan]) -> Iterator[None]:
+    """Do the plans' own work beside the pass: it sorts in one thread for long.
+
+    Data that is read goes through one pass at a time, so that no more of it is in memory. What fails here fails again
+    where the plan is finished, and is told there.
+    """
+    works = [plan.beside for plan in plans if plan.beside] if isinstance(batch.frame, pl.DataFrame) else []
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        for work in works:
+            thread.submit(work)
+        yield
 
 
 def _first_rows(batch: Batch, plans: Sequence[Plan]) -> list[tuple[Any, ...]]:

@@ -16,9 +16,10 @@ import polars as pl
 from expectations.polars_engine.conditions import equals, is_in
 from expectations.polars_engine.domain import Domain, all_of, count, within
 from expectations.polars_engine.errors import PolarsEngineError, UnsupportedError
-from expectations.polars_engine.literals import literal
+from expectations.polars_engine.literals import literal, members
+from expectations.polars_engine.masks import fingerprint
 from expectations.polars_engine.metrics.duplicates import duplicate_rows
-from expectations.polars_engine.plans import Batch, Plan, Request, of_one
+from expectations.polars_engine.plans import Batch, Plan, Request, known, of_one
 
 
 class Finding(Protocol):
@@ -102,16 +103,29 @@ class Duplicates:
 
     def count(self) -> Plan:
         """Return how many there are."""
-        return Plan((), lambda _: duplicate_rows(self.batch, self.columns, self.considered).len())
+        return Plan((), lambda _: self._rows().len(), beside=self._rows)
 
     def numbers(self, most: int) -> Plan:
         """Return their row numbers."""
-        return Plan((), lambda _: duplicate_rows(self.batch, self.columns, self.considered).head(most).to_list())
+        return Plan((), lambda _: self._rows().head(most).to_list())
+
+    def _rows(self) -> pl.Series:
+        return duplicate_rows(self.batch, self.columns, self.considered)
 
 
 def unexpected_count(question: Question, request: Request) -> Plan:
-    """Return how many rows do not fit."""
-    return question(request).count()
+    """Return how many rows do not fit; of data in memory, note the first of them beside it, for samples."""
+    finding, batch = question(request), request.batch
+    if not isinstance(finding, RowByRow) or isinstance(batch.frame, pl.LazyFrame):
+        return finding.count()
+    unexpected = finding.unexpected()
+    key = fingerprint(unexpected)
+
+    def finish(values: tuple[Any, ...]) -> Any:
+        count, batch.first_rows[key] = values
+        return count
+
+    return Plan((unexpected.sum(), unexpected.arg_true().head(MOST_VALUES).implode()), finish)
 
 
 def filtered_row_count(question: Question, request: Request) -> Plan:
@@ -187,7 +201,7 @@ def in_set(request: Request) -> Finding:
     domain, values = request.domain(), request.values.get("value_set")
     if values is None:
         return RowByRow(domain.considered(), _always(domain))
-    return RowByRow(domain.considered(), is_in(pl.col(domain.column), values, domain.dtype))
+    return RowByRow(domain.considered(), _among(domain, values))
 
 
 def not_in_set(request: Request) -> Finding:
@@ -195,7 +209,7 @@ def not_in_set(request: Request) -> Finding:
     domain, values = request.domain(), request.values.get("value_set")
     if values is None:
         return RowByRow(domain.considered(), _always(domain))
-    return RowByRow(domain.considered(), ~is_in(pl.col(domain.column), values, domain.dtype))
+    return RowByRow(domain.considered(), ~_among(domain, values))
 
 
 def unique(request: Request) -> Finding:
@@ -320,14 +334,20 @@ def _sample(
     if not request.known["unexpected_count"]:
         return Plan((), lambda _: shown(request.batch.schema.to_frame(), []))
     limit = _limit(request, most)
-    plan = question(request).numbers(limit)
     wanted = min(limit, request.known["unexpected_count"])
+    plan = _first_rows(question(request), request.batch, wanted)
 
     def finish(values: tuple[Any, ...]) -> Any:
         numbers = plan.finish(values)
         return shown(request.batch.take(numbers), numbers)
 
     return Plan(plan.expressions, finish, lambda values: len(plan.finish(values)) >= wanted)
+
+
+def _first_rows(finding: Finding, batch: Batch, wanted: int) -> Plan:
+    """Return the numbers of so many first rows that do not fit, from those noted where they are enough."""
+    noted = batch.first_rows.get(fingerprint(finding.unexpected())) if isinstance(finding, RowByRow) else None
+    return finding.numbers(wanted) if noted is None or len(noted) < wanted else known(noted[:wanted])
 
 
 def _limit(request: Request, most: int | None) -> int:
@@ -340,6 +360,22 @@ def _limit(request: Request, most: int | None) -> int:
 def _numbers(ascending: pl.Expr) -> Plan:
     """Return row numbers as one value."""
     return of_one(ascending.implode())
+
+
+def _among(domain: Domain, values: list[Any]) -> pl.Expr:
+    """Return which rows have one of the values.
+
+    A few texts are compared one by one: hashing a text costs as much as comparing it ten times, and the outcomes are
+    the masks of row conditions on those values.
+    """
+    column, dtype = pl.col(domain.column), domain.dtype
+    held = members(values, dtype)
+    if dtype != pl.String or not 0 < len(held) <= _FEW_TEXTS:
+        return is_in(column, values, dtype)
+    return functools.reduce(operator.or_, (domain.masks.share(equals(column, one, dtype)) for one in held))
+
+
+_FEW_TEXTS = 10
 
 
 def _always(domain: Domain) -> pl.Expr:

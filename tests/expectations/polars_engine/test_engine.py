@@ -86,6 +86,17 @@ def test_a_complete_result_lists_no_more_rows_than_the_source_says() -> None:
     assert found["result"]["unexpected_index_list"] == [0, 1, 2, 3, 4]
 
 
+def test_a_complete_result_lists_more_rows_than_were_noted_with_their_count(contexts: Contexts) -> None:
+    """Beyond the first few the data is looked at again."""
+    unmet = ("expect_column_values_to_be_between", {"column": "value", "min_value": 100})
+    (found,) = contexts.run("polars", pl.DataFrame({"value": range(700)}).reverse(), [unmet], "COMPLETE")
+    assert found["result"]["unexpected_index_list"] == list(range(600, 700))
+    (found,) = contexts.run(
+        "polars", pl.DataFrame({"value": range(700)}), [(unmet[0], {**unmet[1], "min_value": 500})], "COMPLETE"
+    )
+    assert found["result"]["unexpected_index_list"] == list(range(500))
+
+
 def test_a_project_in_files_keeps_source_suite_and_checkpoint_and_writes_data_docs(tmp_path: Path) -> None:
     """What one program configures another runs, with times kept as text; the page shows the outcome."""
     import great_expectations as gx
