@@ -9,6 +9,7 @@ import polars as pl
 from fieldloop.stores.history import known_at
 from fieldloop.stores.lake import SCHEMAS, WRITES, Commit, Lake
 from tasks.examples import Versions
+from tasks.labels import Noted
 
 TABLE = "examples"
 
@@ -65,6 +66,7 @@ class Ancestry:
         profiles: name of each device's profile.
         validated: how far each device was validated.
         past: the moment that they were made as of, if any.
+        noted: the labels that targets were told by.
     """
 
     recipe: str
@@ -72,6 +74,7 @@ class Ancestry:
     profiles: Mapping[str, str]
     validated: Mapping[str, Validated]
     past: Past | None
+    noted: Noted
 
 
 def newest_whole(commits: Sequence[Commit]) -> int | None:
@@ -110,6 +113,8 @@ def enter(lake: Lake, of: Ancestry, versions: Versions) -> None:
         readings_version=of.readings,
         as_of=None if of.past is None else pl.lit(of.past.moment),
         late=None if of.past is None else pl.lit(of.past.late),
+        labels=pl.lit(of.noted.source or None),
+        labels_sha256=pl.lit(of.noted.digest or None),
         made_at=pl.lit(datetime.now(UTC)),
     )
     lake.append(

@@ -16,6 +16,7 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks import labels
 from tasks.ancestry import Ancestry, Past, Validated
+from tasks.labels import Noted
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Basis:
         version: of table `readings`.
         profiles: of each device that counts.
         until: how far each of them is validated.
-        noted: labelled intervals.
+        noted: labelled intervals, and where they come from.
         left_out: devices of the recipe that did not pass validation.
         past: the moment as of which readings count, if any.
         counted: what then holds for those that do.
@@ -38,7 +39,7 @@ class Basis:
     version: int
     profiles: Mapping[str, Profile]
     until: Mapping[str, Validated]
-    noted: pl.DataFrame
+    noted: Noted
     left_out: tuple[str, ...]
     past: Past | None
     counted: pl.Expr | None
@@ -48,12 +49,13 @@ class Basis:
     def ancestry(self) -> Ancestry:
         """What lineage is told of it."""
         names = {device: profile.name for device, profile in self.profiles.items()}
-        return Ancestry(self.recipe.name, self.version, names, self.until, self.past)
+        return Ancestry(self.recipe.name, self.version, names, self.until, self.past, self.noted)
 
     @property
     def metadata(self) -> dict[str, str]:
         """What the tables' commits say of it."""
-        return {"content": self.key, "readings": str(self.version), **(self.past.metadata if self.past else {})}
+        past = self.past.metadata if self.past else {}
+        return {"content": self.key, "readings": str(self.version), **past, **self.noted.metadata}
 
 
 def basis_of(settings: Settings, lake: Lake, recipe: Recipe, past: Past | None) -> Basis:
@@ -119,11 +121,11 @@ def _content_key(
     recipe: Recipe,
     profiles: Mapping[str, Profile],
     found: Sequence[tuple[str, int, int, int]],
-    noted: pl.DataFrame,
+    noted: Noted,
     past: Past | None,
 ) -> str:
     """Return a digest of everything that the tables follow from; unlike versions, re-sent readings do not change it."""
-    known = (recipe.digest, repr(sorted(profiles.items())), found, labels.fingerprint(noted))
+    known = (recipe.digest, repr(sorted(profiles.items())), found, labels.fingerprint(noted.intervals))
     described = known if past is None else (*known, past.metadata)
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 

@@ -1,6 +1,7 @@
 """The target of each window: a channel's value, a class, an anomaly or the time to an event, by the recipe's source."""
 
 import hashlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -29,8 +30,28 @@ Floats = NDArray[np.float32]
 Micros = NDArray[np.int64]
 
 
-def read_labels(settings: Settings, lake: Lake, recipe: Recipe) -> pl.DataFrame:
-    """Return the labelled intervals of a recipe: device (null for all), start, end, label (null where there is none).
+@dataclass(frozen=True)
+class Noted:
+    """Labelled intervals, and where they come from.
+
+    Attributes:
+        intervals: device (null for all), start, end, label (null where there is none).
+        source: the file as the recipe names it, or the version of a table, `faults@3`; empty where there are no labels.
+        digest: SHA-256 of the file, or of what the table holds; empty where there are no labels.
+    """
+
+    intervals: pl.DataFrame
+    source: str = ""
+    digest: str = ""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the tables' commits say of it."""
+        return {"labels": self.source, "labels_sha256": self.digest} if self.source else {}
+
+
+def read_labels(settings: Settings, lake: Lake, recipe: Recipe) -> Noted:
+    """Return the labelled intervals of a recipe.
 
     Raises:
         DocumentError: the source is missing, lacks a column, or has a time that cannot be read.
@@ -38,11 +59,14 @@ def read_labels(settings: Settings, lake: Lake, recipe: Recipe) -> pl.DataFrame:
     """
     source = recipe.labels
     if source is None:
-        return _NO_LABELS
+        return Noted(_NO_LABELS)
     if source.table is not None:
-        return _settled(lake.scan(source.table).collect(), source, f"table {source.table}")
-    path = settings.root / str(source.file)
-    return _settled(_read(path, recipe.name), source, str(source.file))
+        version = lake.version(source.table)
+        intervals = _settled(lake.scan(source.table, version).collect(), source, f"table {source.table}")
+        return Noted(intervals, f"{source.table}@{version}", fingerprint(intervals))
+    name = str(source.file)
+    data = _bytes(settings.root / name, recipe.name)
+    return Noted(_settled(_parsed(name, data, recipe.name), source, name), name, hashlib.sha256(data).hexdigest())
 
 
 def fingerprint(labels: pl.DataFrame) -> str:
@@ -58,7 +82,7 @@ def targets(recipe: Recipe, table: pl.DataFrame, rows: Micros, device: str, labe
         table: the device's grid: step_time, a column a metric.
         rows: [K] int64.
         device: its name.
-        labels: as `read_labels` returns them.
+        labels: intervals as `read_labels` returns them.
     """
     steps = table["step_time"].to_physical().to_numpy() // recipe.step_us
     ends = steps[rows]
@@ -162,11 +186,18 @@ def _intervals(recipe: Recipe, labels: pl.DataFrame) -> list[tuple[int, int, str
     ]
 
 
-def _read(path: Path, recipe: str) -> pl.DataFrame:
+def _bytes(path: Path, recipe: str) -> bytes:
     try:
-        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
-    except (OSError, pl.exceptions.PolarsError) as exc:
+        return path.read_bytes()
+    except OSError as exc:
         raise DocumentError(f"recipe {recipe}: labels {path} cannot be read: {exc}") from exc
+
+
+def _parsed(name: str, data: bytes, recipe: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(data) if name.endswith(".parquet") else pl.read_csv(data, infer_schema=False)
+    except pl.exceptions.PolarsError as exc:
+        raise DocumentError(f"recipe {recipe}: labels {name} cannot be read: {exc}") from exc
 
 
 def _settled(labels: pl.DataFrame, source: Labels, name: str) -> pl.DataFrame:

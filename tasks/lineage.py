@@ -29,8 +29,8 @@ from tasks.tags import ALGORITHM, AS_OF, CODE, GRAPH_DIGEST, GRID_VERSION, RECIP
 SHOWN: Final = 20  # children of a node, at most
 KINDS: Final = (
     "a release (its digest, or at least the first 6 characters), a model version (turbine-power/3, "
-    "turbine-power@champion), an MLflow run (its id), a device or target (its name), or a table version "
-    "(readings@12, grid/turbine-power@3)"
+    "turbine-power@champion), an MLflow run (its id), a device or target (its name), a table version "
+    "(readings@12, grid/turbine-power@3), or labels (their file as the recipe names it, its SHA-256, or faults@3)"
 )
 _TABLE: Final = re.compile(r"(?:s3://lake/)?((?:grid|windows)/[a-z0-9][a-z0-9_-]*|[a-z]+)@(\d+)")
 _VERSION: Final = re.compile(r"(?:models:/)?[A-Za-z0-9][A-Za-z0-9_-]*(?:/\d+|@[a-z]+)")
@@ -76,10 +76,18 @@ def _meant(trees: "_Trees", text: str) -> Iterator[tuple[str, _Found]]:
             yield f"release {each.digest}", partial(trees.release, each)
     if _RUN.fullmatch(text) and registry.has_run(records.settings, text):
         yield f"run {text}", partial(trees.run, text)
+    if len(records.examples(_labels(text))):
+        yield f"labels {text}", partial(trees.labels, text)
     if text in records.devices:
         yield f"device {text}", partial(trees.device, text)
     if text in records.targets:
         yield f"target {text}", partial(trees.target, text)
+
+
+def _labels(text: str) -> pl.Expr:
+    """Which rows of table `examples` tell targets by these labels: by name, or by the first digits of a digest."""
+    named = pl.col("labels") == text
+    return named | pl.col("labels_sha256").str.starts_with(text) if _DIGEST.fullmatch(text) else named
 
 
 def _close(records: Records, text: str) -> str:
@@ -113,6 +121,14 @@ class _Trees:
         runs = judged.select(pl.col("run_id").unique()).collect()["run_id"].to_list()
         uses = (*self._validations(runs), *map(self._examples_uses, rows))
         return Lineage(subject, (), uses)
+
+    def labels(self, text: str) -> Lineage:
+        """Labels of a file or of a version of a table: what was learnt from them."""
+        rows = self.records.examples(_labels(text)).rows(named=True)
+        digests = dict.fromkeys(row["labels_sha256"] for row in rows)
+        names = dict.fromkeys(row["labels"] for row in rows)
+        subject = Node("labels", ", ".join(names), {"sha256": ", ".join(digests)})
+        return Lineage(subject, (), tuple(map(self._examples_uses, rows)))
 
     def device(self, name: str) -> Lineage:
         """A device: what was judged of it, which releases have predicted for it, and what was learnt from it."""
@@ -191,7 +207,7 @@ class _Trees:
         return document, Node("examples", tables["windows"], {**tables, "made of": "not recorded"})
 
     def _examples_origins(self, row: Mapping[str, Any]) -> Node:
-        """Readings, validations and devices that examples were made of."""
+        """Readings, labels, validations and devices that examples were made of."""
         members = self.records.devices_of(row["recipe"], row["windows_version"])
         devices = [
             Node("device", each["device"], {"windows": f"{each['windows']:,}", **_windows_span(each)})
@@ -200,9 +216,11 @@ class _Trees:
         commit = self.records.commit("readings", row["readings_version"])
         facts = {} if commit is None else {"written": _moment(commit.at)}
         readings = Node("table version", f"readings@{row['readings_version']}", facts)
+        noted = [Node("labels", row["labels"], {"sha256": row["labels_sha256"]})] if row["labels"] else []
         validations = self._validations(members["validation"].unique().to_list())
         others = len(members) - len(devices)
-        return msgspec.structs.replace(_examples(row), children=(readings, *validations, *devices), more=others)
+        children = (readings, *noted, *validations, *devices)
+        return msgspec.structs.replace(_examples(row), children=children, more=others)
 
     def _examples_uses(self, row: Mapping[str, Any]) -> Node:
         trained = self.records.runs(row["recipe"], WINDOWS_VERSION, str(row["windows_version"]))

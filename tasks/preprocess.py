@@ -113,7 +113,7 @@ def device_grid(
         profile: the device's.
         recipe: what a window is and what is predicted.
         device: its name.
-        noted: labelled intervals, as `tasks.labels.read_labels` returns them.
+        noted: labelled intervals, see `tasks.labels.Noted`.
 
     Returns:
         The grid (step_time, a column a channel, then what is read beside them), and the windows (end_time, run_time,
@@ -188,7 +188,7 @@ def _cut(lake: Lake, basis: Basis) -> tuple[pl.DataFrame, pl.DataFrame]:
 def _each_device(lake: Lake, basis: Basis) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
     """Make grid and index of one device after the other, where the recipe says."""
     parts = (
-        _Part(basis.recipe, device, profile, basis.version, basis.until[device], basis.noted, basis.counted)
+        _Part(basis.recipe, device, profile, basis.version, basis.until[device], basis.noted.intervals, basis.counted)
         for device, profile in basis.profiles.items()
     )
     with connected(lake.settings, basis.recipe) as client:

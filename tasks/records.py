@@ -79,15 +79,15 @@ class Records:
     def examples(self, condition: pl.Expr) -> pl.DataFrame:
         """Return what versions of grid and windows were made of, a row a version, the newest first.
 
-        Columns: recipe, grid_version, windows_version, readings_version, as_of, late, made_at, devices, windows,
-        first_time, last_time.
+        Columns: recipe, grid_version, windows_version, readings_version, as_of, late, labels, labels_sha256, made_at,
+        devices, windows, first_time, last_time.
         """
         keys = ["recipe", "grid_version", "windows_version"]
         made = self.lake.scan("examples")
         chosen = made.filter(condition).select(keys).unique()
         each = made.join(chosen, on=keys, how="semi").group_by(keys)
         of_all = each.agg(
-            pl.col("readings_version", "as_of", "late", "made_at").first(),
+            pl.col("readings_version", "as_of", "late", "labels", "labels_sha256", "made_at").first(),
             pl.col("windows").sum(),
             pl.col("first_time").min(),
             pl.col("last_time").max(),

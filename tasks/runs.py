@@ -77,9 +77,11 @@ def lineage(lake: Lake, recipe: Recipe, versions: Versions) -> dict[str, str]:
 
 
 def _past(lake: Lake, table: str, version: int) -> dict[str, str]:
-    """Tags that say which readings the tables were made of, and as of which moment, if any."""
+    """Tags that say which readings and labels the tables were made of, and as of which moment, if any."""
     made = lake.commits(table, 1, version)[0].metadata
     found = {f"{LINEAGE}readings": f"{lake.uri('readings')}@{made['readings']}"} if "readings" in made else {}
+    if "labels" in made:
+        found[f"{LINEAGE}labels"] = f"{made['labels']} sha256:{made['labels_sha256']}"
     past = {AS_OF: "as_of", LATE: "late"}
     return found | {tag: made[name] for tag, name in past.items() if name in made}
 

@@ -21,7 +21,7 @@ def lineage(
         str,
         typer.Argument(
             help="A release's digest, a model version (turbine-power/3, turbine-power@champion), an MLflow run, a "
-            "device, a target, or a table version (readings@12, windows/turbine-power@3)."
+            "device, a target, a table version (readings@12, windows/turbine-power@3), or labels (a file, or faults@3)."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,

@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 Kind = Literal[
-    "table version", "device", "examples", "validation", "recipe",
+    "table version", "device", "examples", "labels", "validation", "recipe",
     "run", "model version", "release", "rollout", "target",
 ]  # fmt: skip
 

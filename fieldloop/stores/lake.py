@@ -91,6 +91,8 @@ SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
         "last_time": TIME,
         "as_of": TIME,  # the past moment that they were made as of; null for all that there was
         "late": pl.Boolean,  # whether with what arrived after that moment
+        "labels": pl.String,  # the file or table version that told the targets; null for those that channels tell
+        "labels_sha256": pl.String,
         "made_at": TIME,
     },
     "validations": {

@@ -1,7 +1,10 @@
 """Lineage and rebuilding on the command line, on what the demonstration left."""
 
+import hashlib
 import json
+from pathlib import Path
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -12,10 +15,27 @@ from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
 from tasks import lineage as queries
 from tasks.lineage import lineage
+from tasks.preprocess import preprocess
+from tasks.train import begin, train_candidate
 from tests.conftest import Looped
+from tests.tasks.farm import farm
 
 MODEL = "turbine-power"
 DEVICES = {"R80711", "R80721", "R80736", "R80790"}
+
+CLASSES = """
+name: NAME
+description: Faults of a turbine, as people noted them.
+profiles: [senvion-mm82]
+channels: [{metric: wind_speed}]
+target: {kind: class, labels: {SOURCE}, classes: [fine, fault], otherwise: fine}
+grid: {step_s: 600}
+window: {length: 6, stride: 6}
+features: [level]
+split: {train_until: 2015-01-08T00:00:00Z, test_until: 2015-03-01T00:00:00Z}
+candidates: [{algorithm: majority}]
+parity: {limit: 0.01}
+"""
 
 
 def below(nodes: tuple[Node, ...], *kinds: str) -> list[Node]:
@@ -71,6 +91,35 @@ def test_a_target_back_to_the_run(looped: Looped, release: str) -> None:
     found = lineage(looped.settings, "gw-R80711")
     assert found.subject.facts["runs"] == release
     assert below(found.origins, "release", "model version", "run")
+
+
+# mlflow.pyfunc warns of its own type hints when it is imported
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+@pytest.mark.parametrize("source", ["file: labels/faults.csv", "table: faults"])
+def test_labels_to_the_run_and_back(looped: Looped, tmp_path: Path, source: str) -> None:
+    """A file of labels by name and digest, a table by its version: the run's tags tell them, and queries both ways."""
+    name = f"labelled-{source.partition(':')[0]}"
+    settings = farm(looped.settings, tmp_path, name)
+    recipe = settings.root / "recipes" / f"{name}.yaml"
+    recipe.write_text(CLASSES.replace("NAME", name).replace("SOURCE", source))
+    (settings.root / "labels").mkdir()
+    file = settings.root / "labels" / "faults.csv"
+    file.write_text("device,start,end,label\nR80711,2014-12-10,2014-12-20,fault\nR80711,2015-01-10,2015-01-12,fault\n")
+    version = Lake(settings).replace("faults", pl.read_csv(file, try_parse_dates=True))
+    made = preprocess(settings, name)
+    run_id = train_candidate(settings, begin(settings, name, [], None, None, 7), "majority", 7).run_id
+    (labels,) = below(lineage(settings, run_id).origins, "examples", "labels")
+    digest = labels.facts["sha256"]
+    assert labels.name == ("labels/faults.csv" if source.startswith("file") else f"faults@{version}")
+    assert len(digest) == 64
+    assert not source.startswith("file") or digest == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert registry.run_tags(settings, run_id)["lineage.labels"] == f"{labels.name} sha256:{digest}"
+    for text in (labels.name, digest[:12]):
+        found = lineage(settings, text)
+        assert found.subject.name == labels.name
+        (run,) = below(found.uses, "examples", "run")
+        assert run.name == run_id
+    assert found.uses[0].name == f"windows/{name}@{made.windows_version}"
 
 
 def test_what_nothing_is_called(looped: Looped, monkeypatch: pytest.MonkeyPatch) -> None:

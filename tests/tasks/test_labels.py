@@ -126,7 +126,7 @@ def read(root: FarmSettings, text: str, **source: Any) -> pl.DataFrame:
     (root.root / "noted.csv").write_text(text)
     extra = "".join(f", {key}: {value}" for key, value in source.items())
     of = recipe(f"{{kind: anomaly, labels: {{file: noted.csv{extra}}}}}")
-    return read_labels(root, Lake.__new__(Lake), of)  # a file needs no lake
+    return read_labels(root, Lake.__new__(Lake), of).intervals  # a file needs no lake
 
 
 def test_times_with_and_without_a_zone(root: FarmSettings) -> None:

@@ -76,7 +76,7 @@ def grid() -> pl.DataFrame:
 def write_tables(settings: FarmSettings, name: str) -> tuple[int, int]:
     """Write grid and windows with the targets that the recipe asks for."""
     recipe, lake = load_recipe(settings.root, name), Lake(settings)
-    noted = labels.read_labels(settings, lake, recipe)
+    noted = labels.read_labels(settings, lake, recipe).intervals
     indices = []
     for (device,), rows in grid().group_by("device", maintain_order=True):
         ends = np.arange(recipe.window.length - 1, len(rows))
