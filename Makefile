@@ -25,6 +25,7 @@ down: setup ## stop the platform; its data stays
 
 test: setup ## run the tests on real services; ARGS="-k broker" picks some, ARGS="-n 2 --dist loadgroup" takes two at a time
 	@command -v chromium > /dev/null || echo "no chromium here: the browser tests are skipped; Debian and Ubuntu: sudo apt-get install chromium"
+	@echo "some 20 minutes on 2 cores; the first test waits two to three of them for the loop to go round once"
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: setup ## lint, format, types and import layers

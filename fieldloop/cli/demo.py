@@ -100,7 +100,7 @@ def run_demo(settings: Settings, console: Console, history: Span = HISTORY, live
         sent = replay.wait()
     demo.add("turbines, live", _sent(sent), sent["seconds"])
     console.print("the agents score it, and report what they saw at their next heartbeat", soft_wrap=True)
-    asyncio.run(_await_reports(settings))
+    asyncio.run(_await_reports(settings, console))
     with ThreadPoolExecutor(2) as pool:
         monitored = pool.submit(_run, settings, console, "monitor", {"recipe": RECIPE, "quiet_seconds": QUIET_S})
         acquired = pool.submit(_run, settings, console, "acquire", {})
@@ -204,15 +204,18 @@ def _start_agents(settings: Settings) -> None:
     start_stack(settings, platform.EDGE, specs)
 
 
-async def _await_reports(settings: Settings) -> None:
+async def _await_reports(settings: Settings, console: Console) -> None:
     """Wait until every agent has told what it saw up to now, or two heartbeats have passed."""
     names = [f"gw-{turbine}" for turbine in TURBINES]
     scored_us = time.time_ns() // 1000 + int(QUIET_S * 1e6)
     async with broker.platform(settings) as (_, js):
-        for _ in range(REPORTS_S):
+        for second in range(REPORTS_S):
             sightings = await rollouts.sightings(js, names)
-            if len(sightings) == len(names) and all(each.seen_us > scored_us for each in sightings.values()):
+            told = sum(each.seen_us > scored_us for each in sightings.values())
+            if told == len(names):
                 return
+            if second and second % int(runs.REMIND_S) == 0:
+                console.print(f"  agents      …      {second:5.1f} s  {told} of {len(names)} reported", soft_wrap=True)
             await asyncio.sleep(1)
 
 

@@ -126,14 +126,16 @@ def build_minio() -> None:
 @app.command()
 def demo() -> None:
     """Take real wind turbines' data once round the whole loop; the platform stays up to be looked at."""
-    from fieldloop.cli.demo import run_demo, show
+    from fieldloop.cli.demo import RECIPE, run_demo, show
+    from fieldloop.stores import registry
 
     console, settings, began = Console(highlight=False), Settings(), time.monotonic()
     up()
     outcome = run_demo(settings, console)
     outcome.add("in all", "", time.monotonic() - began)
     show(console, outcome)
-    for line in _addresses(settings):
+    champion = registry.version(settings, RECIPE, "champion")
+    for line in (*_addresses(settings), f"champion {registry.version_url(settings, champion)}"):
         console.print(line, soft_wrap=True)
     console.print("all of it stays up to be looked at; `make down` stops it", soft_wrap=True)
     raise typer.Exit(1 if outcome.wrong else 0)
