@@ -14,6 +14,7 @@ import nats.errors
 import numpy as np
 import pytest
 from nats.aio.client import Client
+from nats.js.api import DeliverPolicy
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Timestamp
 
@@ -82,6 +83,29 @@ def test_killed_again_and_again_it_loses_no_window(gateway: Gateway) -> None:
         gateway.start()
     rows = gateway.await_rows(total - 4)
     assert [end // 60_000_000 - 1000 for end in sorted(rows)] == list(range(3, total - 1))
+
+
+def test_what_is_in_the_platform_is_not_predicted_again_after_a_kill_before_the_state(gateway: Gateway) -> None:
+    """Its spool knows that the platform has the rows; the streams' state is of before, and the readings come again."""
+    release = make_release()
+    gateway.desire(release)
+    gateway.start()
+    gateway.await_running(release)
+    state = gateway.config.parent / "state" / "streams.msgpack"
+    gateway.send([payload(range(s, s + 1)) for s in range(10)])
+    gateway.await_rows(6)
+    assert gateway.kill(signal.SIGTERM) == 0
+    before = state.read_bytes()
+    gateway.start()
+    gateway.send([payload(range(s, s + 1)) for s in range(10, 20)])
+    gateway.await_rows(16)
+    assert gateway.kill(signal.SIGTERM) == 0
+    state.write_bytes(before)
+    asyncio.run(_deliver_all_again(gateway.settings, gateway.target))
+    gateway.start()
+    gateway.send([payload(range(s, s + 1)) for s in range(20, 24)])
+    gateway.await_rows(20)
+    assert sum(len(message.columns()[0]) for message in gateway.predictions()) == 20
 
 
 def test_a_consumer_made_anew_is_read_on(gateway: Gateway) -> None:
@@ -290,6 +314,15 @@ def _restart_broker(server: subprocess.Popen[bytes], settings: Settings) -> subp
     server.kill()
     server.wait(20)
     return _start_broker(settings)
+
+
+async def _deliver_all_again(settings: Settings, target: str) -> None:
+    """Put a consumer that begins with the stream's first message in the place of the target's."""
+    async with broker.platform(settings) as (_, js):
+        config = (await js.consumer_info("readings", target)).config
+        await js.delete_consumer("readings", target)
+        config.deliver_policy = DeliverPolicy.ALL
+        await js.add_consumer("readings", config)
 
 
 async def _remove_consumer(settings: Settings, target: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from securesystemslib.signer import CryptoSigner
 
@@ -15,7 +16,7 @@ from fieldloop.stores import releases
 from fieldloop.stores.settings import Settings
 from infra.rehearsal.gateway import download
 from infra.rehearsal.trust import Trust
-from tests.edge.mirror import Target, name_snapshot, version_of
+from tests.edge.mirror import TIMESTAMP, Target, name_snapshot, version_of
 from tests.edge.targets import make_release
 
 
@@ -59,6 +60,25 @@ def test_metadata_of_before_is_refused(target: Simulated) -> None:
     target.mirror = before
     with pytest.raises(ReleaseError, match="BadVersionNumber"):
         target.fetch(wanted)
+
+
+def test_an_older_timestamp_of_the_same_snapshot_is_refused(target: Simulated) -> None:
+    """Freeze: its snapshot is the newest, and what it says of the time is of before."""
+    wanted = target.publish(make_release(model="simulated-freeze"))
+    before = target.mirror[TIMESTAMP]
+    target.sign(lambda timestamp: setattr(timestamp, "version", timestamp.version + 1))
+    target.fetch(wanted)
+    target.mirror[TIMESTAMP] = before
+    with pytest.raises(ReleaseError, match="BadVersionNumber"):
+        target.fetch(wanted)
+
+
+def test_another_signed_release_than_the_desired_one_is_refused(target: Simulated) -> None:
+    """The desired state names the digest of one and the manifest of the other."""
+    wanted = target.publish(make_release(model="simulated-other", version=1))
+    other = target.publish(make_release(model="simulated-other", version=2, bias=1.0))
+    with pytest.raises(ReleaseError, match=wanted.release[:12]):
+        target.fetch(msgspec.structs.replace(wanted, manifest=other.manifest))
 
 
 def test_an_older_part_of_the_snapshot_is_refused(target: Simulated) -> None:

@@ -4,12 +4,15 @@ import asyncio
 import gc
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 import infra.local.prefect_server  # noqa: F401 - its listener is what is tested
+from fieldloop.stores.settings import Settings
+from infra.local.stack import stack_status
 
 
 def test_garbage_of_a_failed_statement_holds_nobody_up(tmp_path: Path) -> None:
@@ -37,6 +40,13 @@ def test_garbage_of_a_failed_statement_holds_nobody_up(tmp_path: Path) -> None:
         assert asyncio.run(act()) == 3
     finally:
         gc.enable()
+
+
+def test_the_platforms_server_is_run_so(platform: Settings) -> None:
+    """Its process is ours, with the listener, and not Prefect's program itself."""
+    state = stack_status(platform, "platform")
+    assert state is not None
+    assert "infra.local.prefect_server" in psutil.Process(state.service("prefect").pid).cmdline()
 
 
 async def _fail(connection: AsyncConnection) -> None:

@@ -1,11 +1,14 @@
 """The object store, on both kinds: who may do what, what lies on the disk, what an error says."""
 
 import secrets
+import socket
 import urllib.error
 import urllib.request
+from threading import Thread
 
 import polars as pl
 import pytest
+import urllib3
 from deltalake import DeltaTable, write_deltalake
 from minio.error import S3Error
 
@@ -126,3 +129,25 @@ def test_a_secret_is_not_in_the_repr(store: Settings) -> None:
 def _files_with(settings: Settings, marker: bytes) -> list[str]:
     files = (path for path in settings.data_dir.rglob("*") if path.is_file())
     return [str(path) for path in files if marker in path.read_bytes()]
+
+
+@pytest.mark.parametrize("posts", [False, True])
+def test_a_post_goes_out_again_only_where_that_is_harmless(posts: bool) -> None:
+    """The server drops the first connection when it has read the request, and answers the second."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = Thread(target=_drop_then_answer, args=(server,), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        if posts:
+            assert objects.pool(posts=True).request("POST", url, body=b"policy").status == 204
+        else:
+            with pytest.raises(urllib3.exceptions.ProtocolError):
+                objects.pool().request("POST", url, body=b"once")
+
+
+def _drop_then_answer(server: socket.socket) -> None:
+    for answer in (b"", b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"):
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(answer)
