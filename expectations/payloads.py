@@ -1,13 +1,18 @@
 """The parts of a profile's document that say how payloads are written, and what they compile to."""
 
+import re
 from fractions import Fraction
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+import msgspec
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from expectations.zones import compile_zone
+from fieldloop.domain import pattern
 from fieldloop.domain.payloads.binary import width
+from fieldloop.domain.payloads.csv import BLANKS
 from fieldloop.domain.profile import BinaryField, BinaryType, Clock, CsvLayout, Uplink
+from fieldloop.domain.recipe.part import to_us
 
 FieldPath = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -40,17 +45,34 @@ class ClockDocument(Section):
     """Where a record's event time is, and how it is written.
 
     Attributes:
-        kind: `iso` text, seconds, milliseconds or microseconds since 1970, `parts` over several fields, or `arrival`
-            where the device has no clock.
-        field: where the time is.
-        fields: of `parts`: year, month, day and, where there are any, hour, minute, second.
+        kind: `iso` text, seconds to nanoseconds since 1970, `parts` over several fields, text by a pattern of
+            `strptime`, what has `elapsed` since a start, or `arrival` where the device has no clock.
+        field: where the time is. Of `elapsed`, `row_number` is the row's own in its file, from 1, where that has no
+            column of this name.
+        fields: of `parts`: year, month, day and, where there are any, hour, minute, second; of `strptime`: those that
+            are read one after the other, a blank between them, such as a date and a time of day.
         zone: IANA name, such as `Europe/Paris`, of local times without an offset; `parts` need it.
+        pattern: of `strptime`, such as `%d/%m/%Y %H:%M:%S`.
+        start: of `elapsed`: the moment at which it counted 0; for cycles and rows any will do.
+        unit: of `elapsed`: what it counts, such as `1 s` or `1 ms`; left out, it counts records, one a cadence.
     """
 
-    kind: Literal["iso", "epoch_s", "epoch_ms", "epoch_us", "parts", "arrival"]
+    kind: Literal[
+        "iso", "epoch_s", "epoch_ms", "epoch_us", "epoch_ns", "parts", "strptime", "elapsed", "arrival"
+    ]  # fmt: skip
     field: FieldPath | None = None
-    fields: Annotated[tuple[FieldPath, ...], Field(min_length=3, max_length=6)] | None = None
+    fields: Annotated[tuple[FieldPath, ...], Field(min_length=2, max_length=6)] | None = None
     zone: str | None = None
+    pattern: Annotated[str, Field(max_length=64)] | None = None
+    start: AwareDatetime | None = None
+    unit: str | None = None
+
+    @field_validator("pattern")
+    @classmethod
+    def _of_strptime(cls, text: str | None) -> str | None:
+        if text is not None:
+            pattern.check(text)
+        return text
 
     @field_validator("zone")
     @classmethod
@@ -62,32 +84,60 @@ class ClockDocument(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         wanted = {"parts": "fields", "arrival": ""}.get(self.kind, "field")
+        if self.kind == "strptime" and self.field is None:
+            wanted = "fields"
         for name in ("field", "fields"):
             if (getattr(self, name) is not None) != (name == wanted):
                 verb = "needs" if name == wanted else "takes no"
                 raise ValueError(f"a clock of kind `{self.kind}` {verb} `{name}`")
-        if self.kind == "parts" and self.zone is None:
-            raise ValueError("a clock of kind `parts` needs a `zone`, such as `Asia/Shanghai` or `UTC`")
-        if self.zone is not None and self.kind not in ("iso", "parts"):
+        if self.kind == "parts" and len(self.fields or ()) < 3:
+            raise ValueError("a clock of kind `parts` needs at least year, month and day")
+        local = self.kind == "parts" or (self.kind == "strptime" and "%z" not in (self.pattern or ""))
+        if local and self.zone is None:
+            raise ValueError(f"a clock of kind `{self.kind}` needs a `zone`, such as `Asia/Shanghai` or `UTC`")
+        if self.zone is not None and self.kind not in ("iso", "parts", "strptime"):
             raise ValueError(f"a clock of kind `{self.kind}` is UTC and takes no `zone`")
+        if (self.pattern is not None) != (self.kind == "strptime"):
+            raise ValueError(
+                "a clock of kind `strptime` needs a `pattern`, such as `%d/%m/%Y %H:%M`; no other takes one"
+            )
+        if (self.start is not None) != (self.kind == "elapsed"):
+            raise ValueError(
+                "a clock of kind `elapsed` needs a `start`, such as 2020-01-01T00:00:00Z; no other takes one"
+            )
+        if self.unit is not None and self.kind != "elapsed":
+            raise ValueError(f"a clock of kind `{self.kind}` takes no `unit`")
         return self
 
-    def compile(self) -> Clock:
-        """Return the clock with its zone as plain numbers."""
+    def compile(self, unit_us: int) -> Clock:
+        """Return the clock with its zone as plain numbers, and the microseconds that `elapsed` counts by."""
         zone = None if self.zone is None else compile_zone(self.zone)
-        return Clock(self.field or "", self.kind, self.fields or (), zone)
+        clock = Clock(self.field or "", self.kind, self.fields or (), zone, self.pattern or "")
+        if self.start is None:
+            return clock
+        return msgspec.structs.replace(clock, start_us=to_us(self.start), unit_us=unit_us)
 
 
 class CsvDocument(Section):
     """How CSV lines are split.
 
     Attributes:
-        columns: names in order; left out where each message begins with a line of names.
-        delimiter: one character.
+        columns: names in order; left out where each message begins with a line of names, in which a column without a
+            name is `column_` and its place from 1.
+        delimiter: one character, or `blanks`: any number of blanks and tabs.
+        decimal: sign between a number's whole and its fraction.
     """
 
     columns: tuple[FieldPath, ...] = ()
-    delimiter: Annotated[str, Field(pattern=r'^[^\s"\\]$|^\t$')] = ","
+    delimiter: str = ","
+    decimal: Literal[".", ","] = "."
+
+    @field_validator("delimiter")
+    @classmethod
+    def _usable(cls, delimiter: str) -> str:
+        if delimiter != "blanks" and not re.fullmatch(r'[^\s"\\]|\t', delimiter):
+            raise ValueError(f'expected one character, such as `;` or "\\t", or `blanks`, got {delimiter!r}')
+        return delimiter
 
     @field_validator("columns")
     @classmethod
@@ -98,7 +148,13 @@ class CsvDocument(Section):
 
     def compile(self) -> CsvLayout:
         """Return the layout as the decoder takes it."""
-        return CsvLayout(self.columns, self.delimiter)
+        return CsvLayout(self.columns, BLANKS if self.delimiter == "blanks" else self.delimiter, self.decimal)
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.delimiter == self.decimal:
+            raise ValueError("a decimal comma needs another `delimiter`, such as `;`")
+        return self
 
 
 class BinaryFieldDocument(Section):

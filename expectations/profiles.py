@@ -25,7 +25,16 @@ from expectations.payloads import (
 from fieldloop.domain import document
 from fieldloop.domain.errors import DocumentError
 from fieldloop.domain.payloads import scalar
-from fieldloop.domain.profile import Channel, Clock, Compression, CsvLayout, GridRule, PayloadFormat, Profile
+from fieldloop.domain.profile import (
+    ROW_NUMBER,
+    Channel,
+    Clock,
+    Compression,
+    CsvLayout,
+    GridRule,
+    PayloadFormat,
+    Profile,
+)
 
 if TYPE_CHECKING:
     import pint
@@ -173,6 +182,13 @@ class ProfileDocument(Section):
         duration_us(text)
         return text
 
+    @field_validator("clock")
+    @classmethod
+    def _unit(cls, clock: ClockDocument | None) -> ClockDocument | None:
+        if clock is not None and clock.unit is not None and not duration_us(clock.unit):
+            raise ValueError(f"`unit`: expected a duration of at least a microsecond, got {clock.unit!r}")
+        return clock
+
     @field_validator("channels")
     @classmethod
     def _distinct(cls, channels: tuple[ChannelDocument, ...]) -> tuple[ChannelDocument, ...]:
@@ -211,7 +227,8 @@ class ProfileDocument(Section):
         if self.format == "scalar" and read != [scalar.FIELD]:
             raise ValueError(f"format `scalar` has one channel, its field is `{scalar.FIELD}`")
         if self.csv is not None and self.csv.columns:
-            _require_known("csv.columns", [*beside, *read], self.csv.columns)
+            counted = self.clock is not None and self.clock.field == ROW_NUMBER
+            _require_known("csv.columns", [*beside, *read], (*self.csv.columns, *([ROW_NUMBER] if counted else [])))
         if self.uplink is not None and self.uplink.fields:
             _require_known("uplink.fields", read, [field.name for field in self.uplink.fields])
         if self.format == "json":
@@ -327,7 +344,7 @@ def duration_us(text: str) -> int:
 def _compile_clock(parsed: ProfileDocument) -> Clock:
     """Return the clock that is written, or the one that the format has."""
     if parsed.clock is not None:
-        return parsed.clock.compile()
+        return parsed.clock.compile(duration_us(parsed.clock.unit or parsed.cadence))
     return Clock("", "payload" if parsed.format in _OWN_CLOCK else "arrival")
 
 

@@ -94,10 +94,12 @@ class Owners:
 
     def _named(self, batch: Batch) -> Coded:
         """Return the names that rows give their device."""
-        name = str(self.declared.device.field)
-        if isinstance(batch.rows, pa.Table):
-            return columns.texts(name, batch.rows[name])
-        return _json_names(name, batch.rows)
+        rule, rows = self.declared.device, batch.rows
+        field = str(rule.field)
+        found = columns.texts(field, rows[field]) if isinstance(rows, pa.Table) else _json_names(field, rows)
+        called = [rule.named(batch.item, entry) for entry in found.entries]
+        names = {name: code for code, name in enumerate(dict.fromkeys(called))}
+        return Coded(np.array([*(names[name] for name in called), -1], dtype=np.int64)[found.codes], list(names))
 
     def _trouble(self, name: str) -> str:
         """Say why a device's rows are not taken; empty where they are."""

@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldloop.domain import pattern
 from fieldloop.domain.carry import Carry
 from fieldloop.domain.columns import Coded, Column, Stamps, to_floats
 from fieldloop.domain.profile import Clock
 from fieldloop.domain.zone import local_to_utc_us
 
-US_PER_UNIT = {"epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1, "payload": 1}
+US_PER_UNIT = {"epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1, "epoch_ns": 0.001, "payload": 1}
 NOT_A_TIME = np.int64(np.iinfo(np.int64).min)  # marks what could not be read; the value of NumPy's NaT
 
 _LATEST_US = 253_402_300_800_000_000  # the year 10000: nothing later can be written as a date
@@ -37,8 +38,8 @@ def event_times(
     Args:
         clock: how the device writes its clock. ISO 8601 needs an offset or `Z` where the clock has no zone: a local
             time without one is ambiguous.
-        columns: one of [N] raw entries, one a part for `parts`, none for `arrival`. None where there is no entry. An
-            `iso` clock takes `Stamps` too.
+        columns: one of [N] raw entries, one a part for `parts` and `strptime`, none for `arrival`. None where there is
+            no entry. An `iso` clock takes `Stamps` too.
         devices: [N] whose records they are, in order of arrival.
         arrival_us: [N] int64, when they arrived, UTC.
         cadence_us: regular distance of two records of one device.
@@ -49,8 +50,12 @@ def event_times(
         return arrival_us.copy()
     if clock.kind in US_PER_UNIT:
         return _epoch_us(columns[0], US_PER_UNIT[clock.kind])
+    if clock.kind == "elapsed":
+        return _epoch_us(columns[0], clock.unit_us, clock.start_us)
     if clock.kind == "parts":
         times, local = _parts_us(columns), np.ones(len(arrival_us), dtype=np.bool_)
+    elif clock.kind == "strptime":
+        times, local = _patterned_us(clock.pattern, columns)
     else:
         times, local = _written_us(columns[0])
     if not local.any():
@@ -73,9 +78,20 @@ def _written_us(column: Column) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     return _iso_us(["" if entry is None else str(entry) for entry in column])
 
 
-def _epoch_us(entries: Column, unit_us: int) -> NDArray[np.int64]:
+def _patterned_us(text: str, columns: Sequence[Column]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return microseconds ([N] int64) of texts by a pattern, and which of them lack an offset ([N] bool)."""
+    parts = [["" if entry is None else str(entry).strip() for entry in column] for column in columns]
+    written = [" ".join(each) for each in zip(*parts, strict=True)]
+    entries = dict.fromkeys(written)
+    times, local, known = pattern.parse(text, list(entries))
+    code = {entry: number for number, entry in enumerate(entries)}
+    codes = np.array([code[entry] for entry in written], dtype=np.int64)
+    return np.where(known, times, NOT_A_TIME)[codes], local[codes]
+
+
+def _epoch_us(entries: Column, unit_us: float, start_us: int = 0) -> NDArray[np.int64]:
     with np.errstate(over="ignore"):  # to infinity, which is no time
-        numbers = to_floats(entries) * unit_us
+        numbers = to_floats(entries) * unit_us + start_us
     readable = np.abs(numbers) < _LATEST_US  # NaN is not
     if readable.all():
         return np.rint(numbers).astype(np.int64)

@@ -10,8 +10,11 @@ import msgspec
 
 PayloadFormat = Literal["json", "csv", "scalar", "senml-json", "senml-cbor", "sparkplug-b", "lorawan"]
 Compression = Literal["none", "gzip", "zstd"]
-ClockKind = Literal["iso", "epoch_s", "epoch_ms", "epoch_us", "parts", "arrival", "payload"]
+ClockKind = Literal[
+    "iso", "epoch_s", "epoch_ms", "epoch_us", "epoch_ns", "parts", "strptime", "elapsed", "arrival", "payload"
+]  # fmt: skip
 GridRule = Literal["last", "mean", "min", "max", "sum", "count"]
+ROW_NUMBER = "row_number"  # field of a clock that counts rows: what reads files adds it
 BinaryType = Literal[
     "uint8", "int8", "uint16", "int16", "uint24", "int24", "uint32", "int32", "uint64", "int64", "float32", "float64"
 ]
@@ -68,16 +71,23 @@ class Clock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         field: where the time is, as in `Channel.field`; empty for `parts`, `arrival` and `payload`.
-        kind: `parts`: split over several fields; `arrival`: the device has no clock, the broker's stamp is taken;
-            `payload`: the format has times of its own.
-        parts: fields of year, month, day and, where the device sends them, hour, minute, second.
-        zone: of local times, that is `parts` and `iso` without an offset; None where there are none.
+        kind: `parts`: split over several fields; `strptime`: text by a pattern; `elapsed`: counted from a start;
+            `arrival`: the device has no clock, the broker's stamp is taken; `payload`: the format has times of its own.
+        parts: fields of year, month, day and, where the device sends them, hour, minute, second; or the fields that a
+            pattern reads one after the other, a blank between them.
+        zone: of local times, that is `parts`, and `iso` and `strptime` without an offset; None where there are none.
+        pattern: of `strptime`.
+        start_us: where an `elapsed` clock counts from, UTC microseconds.
+        unit_us: what it counts, microseconds.
     """
 
     field: str
     kind: ClockKind
     parts: tuple[str, ...] = ()
     zone: Zone | None = None
+    pattern: str = ""
+    start_us: int = 0
+    unit_us: int = 0
 
 
 class CsvLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,11 +95,13 @@ class CsvLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         columns: their names in order; empty where each message begins with a line that names them.
-        delimiter: one character.
+        delimiter: one character; a blank stands for any number of blanks and tabs.
+        decimal: sign between a number's whole and its fraction.
     """
 
     columns: tuple[str, ...] = ()
     delimiter: str = ","
+    decimal: Literal[".", ","] = "."
 
 
 class BinaryField(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

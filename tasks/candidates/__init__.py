@@ -20,6 +20,7 @@ from fieldloop.domain.recipe.candidates import (
     HistogramBoosting,
     IsolationForest,
     LastValue,
+    LinearDiscriminant,
     Logistic,
     Majority,
     Mean,
@@ -76,7 +77,7 @@ def fit(
             return boosting.fit(candidate, of, features, target, seed)
         case RandomForest() | ExtraTrees() | HistogramBoosting():
             return forests.fit(candidate, of, features, target, seed)
-        case Ridge() | ElasticNet() | Logistic():
+        case Ridge() | ElasticNet() | Logistic() | LinearDiscriminant():
             return linear.fit(candidate, of, features, target, seed)
         case Neighbours():
             return neighbours.fit(candidate, of, features, target)

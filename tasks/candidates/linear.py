@@ -1,11 +1,11 @@
-"""Linear and logistic regression on standardized features."""
+"""Linear and logistic regression, and linear discriminants, on standardized features."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldloop.domain.recipe.candidates import ElasticNet, Logistic, Ridge
+from fieldloop.domain.recipe.candidates import ElasticNet, LinearDiscriminant, Logistic, Ridge
 from tasks.candidates import scikit
 from tasks.candidates.learner import Matrix, Problem, row_weights
 
@@ -13,7 +13,7 @@ _ROUNDS = 2_000  # of the solvers, at most
 
 
 def fit(
-    candidate: Ridge | ElasticNet | Logistic,
+    candidate: Ridge | ElasticNet | Logistic | LinearDiscriminant,
     problem: Problem,
     features: Matrix,
     target: NDArray[np.float32],
@@ -25,11 +25,15 @@ def fit(
     balanced = isinstance(candidate, Logistic) and candidate.weights == "balanced"
     weights = row_weights(target) if balanced else None
     steps = [scikit.medians(), StandardScaler(), _estimator(candidate, seed)]
-    return scikit.fit(steps, problem, features, target, weights)
+    fitted = scikit.fit(steps, problem, features, target, weights)
+    if isinstance(candidate, LinearDiscriminant):
+        name, discriminant = fitted.pipeline.steps[-1]
+        fitted.pipeline.steps[-1] = name, _as_logistic(discriminant)
+    return fitted
 
 
-def _estimator(candidate: Ridge | ElasticNet | Logistic, seed: int) -> Any:
-    from sklearn import linear_model
+def _estimator(candidate: Ridge | ElasticNet | Logistic | LinearDiscriminant, seed: int) -> Any:
+    from sklearn import discriminant_analysis, linear_model
 
     match candidate:
         case Ridge():
@@ -40,3 +44,17 @@ def _estimator(candidate: Ridge | ElasticNet | Logistic, seed: int) -> Any:
             )
         case Logistic():
             return linear_model.LogisticRegression(C=1 / candidate.penalty, max_iter=_ROUNDS, random_state=seed)
+        case LinearDiscriminant(shrinkage=0):
+            return discriminant_analysis.LinearDiscriminantAnalysis()
+        case LinearDiscriminant():
+            return discriminant_analysis.LinearDiscriminantAnalysis(solver="lsqr", shrinkage=candidate.shrinkage)
+
+
+def _as_logistic(discriminant: Any) -> Any:
+    """Return the logistic regression of the same function: skl2onnx doubles a discriminant's scores of two classes."""
+    from sklearn.linear_model import LogisticRegression
+
+    logistic = LogisticRegression()
+    logistic.classes_, logistic.n_features_in_ = discriminant.classes_, discriminant.coef_.shape[1]
+    logistic.coef_, logistic.intercept_ = discriminant.coef_, discriminant.intercept_
+    return logistic

@@ -70,7 +70,8 @@ def test_a_column_of_local_times_is_read_as_one():
 
 def test_epochs_of_all_units_agree():
     """Seconds, milliseconds and microseconds name the same moment, as texts too; absurd numbers name none."""
-    for kind, number in [("epoch_s", 1420070400.25), ("epoch_ms", 1420070400250), ("epoch_us", 1420070400250000)]:
+    units = [("epoch_s", 10**9), ("epoch_ms", 10**6), ("epoch_us", 10**3), ("epoch_ns", 1)]
+    for kind, number in [(kind, 1_420_070_400_250_000_000 / unit) for kind, unit in units]:
         assert read(Clock("t", kind), [number, str(number)]) == [1_420_070_400_250_000] * 2
     assert set(read(Clock("t", "epoch_s"), [np.inf, np.nan, 1e300, None, "soon", 10**400])) == {int(NOT_A_TIME)}
 
@@ -84,6 +85,40 @@ def test_split_times_equal_the_standard_library(times):
     )
     whole = [t.replace(minute=0, second=0, microsecond=0, tzinfo=timezone(timedelta(hours=8))) for t in times]
     assert got == [(time - EPOCH) // timedelta(microseconds=1) for time in whole]
+
+
+@given(st.lists(st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)), min_size=1, max_size=20))
+def test_times_by_a_pattern_equal_the_standard_library(times):
+    """In columns of characters, with names of months, and in two columns of which one has no leading zeros."""
+    whole = [t.replace(second=0, microsecond=0, tzinfo=timezone(timedelta(hours=8))) for t in times]
+    wanted = [(time - EPOCH) // timedelta(microseconds=1) for time in whole]
+    for pattern in ("%d/%m/%Y %H:%M", "%b %d %Y, %I:%M %p"):
+        clock = Clock("t", "strptime", zone=BEIJING, pattern=pattern)
+        assert read(clock, [f"{t:{pattern.replace('%Y', f'{t.year:04}')}}" for t in times]) == wanted
+    split = Clock("", "strptime", ("date", "time"), BEIJING, "%d/%m/%Y %H:%M")
+    assert read(split, [f"{t.day}/{t.month}/{t.year}" for t in times], [f" {t:%H:%M}" for t in times]) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["", "30/02/2015 00:00", "01/13/2015 00:00", "01/01/2015 24:00", "01-01-2015 00:00", None]
+)
+def test_a_time_against_the_pattern_is_marked(text):
+    """The others are read; a pattern with an offset needs no zone."""
+    clock = Clock("t", "strptime", zone=Zone("UTC", (), (0,)), pattern="%d/%m/%Y %H:%M")
+    assert read(clock, [text, "01/01/2015 00:00"]) == [NOT_A_TIME, 1_420_070_400_000_000]
+    offset = Clock("t", "strptime", pattern="%d/%m/%Y %H:%M %z")
+    assert read(offset, [text, "01/01/2015 08:00 +0800"]) == [NOT_A_TIME, 1_420_070_400_000_000]
+
+
+def test_what_has_elapsed_counts_from_the_start():
+    """Cycles of an hour, as numbers or texts."""
+    clock = Clock("cycle", "elapsed", start_us=1_420_070_400_000_000, unit_us=3_600_000_000)
+    assert read(clock, [0, "1", 1.5, None]) == [
+        1_420_070_400_000_000,
+        1_420_074_000_000_000,
+        1_420_075_800_000_000,
+        NOT_A_TIME,
+    ]
 
 
 @pytest.mark.parametrize(

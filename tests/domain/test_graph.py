@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import feature_graph, merge
 from fieldloop.domain.recipe import Recipe
+from fieldloop.domain.recipe.inputs import Window
 
 RECIPE = Recipe.model_validate(
     {
@@ -62,3 +63,16 @@ def test_model_of_a_newer_generation() -> None:
     """Operators newer than the graph's are refused, with the remedy."""
     with pytest.raises(TrainingError, match="target_opset 17"):
         merge(feature_graph(RECIPE)[0], sum_model(21))
+
+
+def test_windows_of_one_step() -> None:
+    """Records that have no past, such as samples in no order, are windows as well."""
+    recipe = RECIPE.model_copy(update={"window": Window(length=1), "features": ("level", "presence")})
+    graph, names = feature_graph(recipe)
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    (found,) = session.run(None, {"window": np.array([[[2], [np.nan]]], dtype=np.float32)})
+    shown = dict(zip(names, found[0].tolist(), strict=True))
+    assert [shown[f"a.{name}"] for name in ("last", "mean", "min", "max", "rms", "count")] == [2, 2, 2, 2, 2, 1]
+    assert np.isnan(shown["b.mean"])
+    with pytest.raises(ValueError, match="`trend` needs windows of at least 2 steps, got 1"):
+        Recipe.model_validate(RECIPE.model_dump() | {"window": {"length": 1}})

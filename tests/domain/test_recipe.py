@@ -62,7 +62,8 @@ def test_wind_farm() -> None:
         ("length: 6", "length: 2", "window:", "frozen_steps 3 of `wind_speed` never fit into a window of 2"),
         ("trees: 200", "tress: 200", "xgboost", "unknown key `tress` in `candidates.0.xgboost`; did you mean `trees`?"),
         ("algorithm: ridge", "algorithm: rigde", "ridge", "rigde"),
-        ("step_s: 600", "step_s: 0", "step_s", "greater than or equal to 1"),
+        ("step_s: 600", "step_s: 0", "step_s", "greater than or equal to 0.001"),
+        ("step_s: 600", "step_s: 0.0333333333", "step_s", "whole number of microseconds"),
         ("2015-01-01T00:00:00Z", "2015-01-01T00:00:00", "train_until:", "timezone"),
     ],
 )

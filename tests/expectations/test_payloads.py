@@ -12,6 +12,7 @@ from fieldloop.domain.profile import BinaryField, Clock, CsvLayout, Profile
 HEAD = "name: probe\ndescription: a test\ncadence: 1 h\n"
 CHANNEL = "channels:\n  - {metric: temperature, field: temp, source_unit: degC, unit: degC, range: [-40, 85]}\n"
 CSV = "format: csv\nclock: {kind: parts, fields: [y, m, d], zone: Asia/Shanghai}\n"
+ELAPSED = "format: json\nclock: {kind: elapsed, field: t, start: 2020-01-01T00:00:00Z}\n"
 UPLINK = (
     "format: lorawan\nclock: {kind: iso, field: time}\nuplink:\n  payload: data\n  port: fPort\n  codec: fields\n"
     "  fields: [{name: temp, offset: 1, type: int16, scale: 0.1, port: 5}]\n"
@@ -42,6 +43,14 @@ def test_booleans_are_words_in_a_table_of_values():
     profile = compiled("format: scalar\n" + CHANNEL.replace("temp,", "value,").replace("85]", "85], values: {true: 1}"))
     assert profile.channels[0].texts == (("true", 1.0),)
     assert profile.clock == Clock("", "arrival")
+
+
+def test_a_counter_counts_records_unless_it_says_what():
+    """The cadence is the unit where none is given."""
+    assert compiled(ELAPSED + CHANNEL).clock == Clock(
+        "t", "elapsed", start_us=1_577_836_800_000_000, unit_us=3_600_000_000
+    )
+    assert compiled(ELAPSED.replace("}", ", unit: 1 ms}") + CHANNEL).clock.unit_us == 1_000
 
 
 def test_a_scale_becomes_the_fraction_that_was_meant():
@@ -77,7 +86,16 @@ def test_senml_knows_the_units_of_the_channels_quantity():
         ("format: scalar\nclock: {kind: iso, field: t}\n" + CHANNEL, "leave `clock` out"),
         (CSV + "csv: {columns: [y, m, d, tmp]}\n" + CHANNEL, "did you mean `tmp`?"),
         (CSV + "csv: {columns: [y, y]}\n" + CHANNEL, "repeated: y"),
-        (CSV + "csv: {delimiter: ab}\n" + CHANNEL, "x.yaml:6: `csv.delimiter`"),
+        (CSV + "csv: {delimiter: ab}\n" + CHANNEL, "x.yaml:6: `csv.delimiter`: expected one character"),
+        (CSV + 'csv: {decimal: ","}\n' + CHANNEL, "a decimal comma needs another `delimiter`"),
+        (CSV.replace("[y, m, d]", "[y, m]") + CHANNEL, "needs at least year, month and day"),
+        ("format: json\nclock: {kind: strptime, field: t, zone: UTC}\n" + CHANNEL, "needs a `pattern`"),
+        ("format: json\nclock: {kind: strptime, field: t, pattern: '%d/%m/%Y'}\n" + CHANNEL, "needs a `zone`"),
+        ("format: json\nclock: {kind: strptime, field: t, pattern: '%H:%M'}\n" + CHANNEL, "with year, month and day"),
+        ("format: json\nclock: {kind: strptime, field: t, pattern: '%Q'}\n" + CHANNEL, "not a pattern of strptime"),
+        ("format: json\nclock: {kind: elapsed, field: t}\n" + CHANNEL, "needs a `start`"),
+        ("format: json\nclock: {kind: iso, field: t, unit: 1 s}\n" + CHANNEL, "takes no `unit`"),
+        (ELAPSED.replace("}", ", unit: 1 cycle}") + CHANNEL, "x.yaml:5: `clock`: expected a duration"),
         ("format: lorawan\nclock: {kind: iso, field: t}\n" + CHANNEL, "needs `uplink`"),
         (UPLINK.replace("name: temp", "name: tmp") + CHANNEL, "field `temp` is none of `uplink.fields`"),
         (UPLINK.replace("codec: fields", "codec: cayenne-lpp") + CHANNEL, "no other codec takes them"),

@@ -90,7 +90,8 @@ def test_battery(algorithm: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["xgboost", "hist_boosting", "random_forest", "extra_trees", "logistic", "neighbours"]
+    "algorithm",
+    ["xgboost", "hist_boosting", "random_forest", "extra_trees", "logistic", "linear_discriminant", "neighbours"],
 )
 def test_classifiers_beat_the_majority(algorithm: str) -> None:
     """On rows that it has not seen, every classifier tells the two classes apart."""

@@ -167,7 +167,7 @@ def test_rows_name_their_device_and_strangers_are_quarantined(shop: Workshop, in
     lake = Lake(shop)
     fleet.add_devices(lake, ["named-1"], "meter")
     fleet.add_devices(lake, ["named-2"], "senvion-mm82")
-    names = ("named-1", "named-2", "named 3", "named-4", "")
+    names = ("named-1", "named-2", "n" * 64, "named 4", "")
     (inbox / "all.csv").write_text(
         "at,level,meter\n"
         + "".join(f"2020-01-01T00:0{n}:00,{n},{name}\n" for n, name in enumerate(names))
@@ -177,7 +177,7 @@ def test_rows_name_their_device_and_strangers_are_quarantined(shop: Workshop, in
     details = shop.refused(source)["detail"].to_list()
     assert "is enrolled under profile senvion-mm82" in details[0]
     assert "cannot name a device" in details[1]
-    assert "not enrolled" in details[2]
+    assert "`named-4` is not enrolled" in details[2]
     assert "expected a device's name in field `meter`, found none" in details[3]
 
 

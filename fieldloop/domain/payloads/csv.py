@@ -1,12 +1,20 @@
 """CSV lines: a record a line, several lines a message; a field is a column's name."""
 
 import csv
+import re
+from collections.abc import Sequence
+from typing import Final
 
 from fieldloop.domain.payloads.records import Records, Table, clock_fields, shown, to_records, unknown_field
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Reason, Reject
 
+BLANKS: Final = " "  # as delimiter: any number of blanks and tabs
+UNNAMED: Final = "column_"  # what a column without a name is called, with its place from 1
+
 _Columns = dict[str, list[str | None]]
+DECIMAL_COMMA: Final = r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?"
+_NUMBER: Final = re.compile(DECIMAL_COMMA)
 
 
 def decode(profile: Profile, messages: Messages) -> Records:
@@ -30,6 +38,21 @@ def decode(profile: Profile, messages: Messages) -> Records:
     return to_records(profile, messages, table)
 
 
+def column_names(cells: Sequence[str]) -> list[str]:
+    """Return the names that a first line gives its columns; one without a name is called by its place."""
+    return [cell.strip() or f"{UNNAMED}{place}" for place, cell in enumerate(cells, 1)]
+
+
+def split_blanks(block: bytes) -> bytes:
+    """Return lines with one blank between cells, and none around them."""
+    return b"\n".join(b" ".join(line.split()) for line in block.split(b"\n"))
+
+
+def with_point(cell: str) -> str:
+    """Return a number that is written with a decimal comma with a point; anything else as it is."""
+    return cell.replace(",", ".") if _NUMBER.fullmatch(cell) else cell
+
+
 def _wanted(profile: Profile) -> tuple[str, ...]:
     """Return the columns that the profile reads, each once."""
     device = () if profile.device_field is None else (profile.device_field,)
@@ -40,7 +63,7 @@ def _wanted(profile: Profile) -> tuple[str, ...]:
 def _read(profile: Profile, columns: _Columns, row: int, payload: bytes, rejects: list[Reject]) -> int:
     """Add a message's lines to the columns and return their number; name what is refused."""
     try:
-        text = payload.decode().splitlines()
+        text = (split_blanks(payload) if profile.csv.delimiter == BLANKS else payload).decode().splitlines()
         split = list(csv.reader(text, delimiter=profile.csv.delimiter, skipinitialspace=True))
     except (UnicodeDecodeError, csv.Error) as error:
         rejects.append(Reject(row, None, Reason.UNDECODABLE, f"expected CSV in UTF-8: {error}"))
@@ -51,11 +74,11 @@ def _read(profile: Profile, columns: _Columns, row: int, payload: bytes, rejects
         return 0
     names = list(profile.csv.columns)
     if not names or [cell.strip() for cell in lines[0]] == names:
-        names = [cell.strip() for cell in lines.pop(0)]
+        names = column_names(lines.pop(0))
     if names != list(columns):
-        unknown = [name for name in names if name not in columns and not profile.ignores(name)]
+        unknown = [name for name in names if name not in columns and not passed_over(profile, name)]
         rejects += [unknown_field(row, name) for name in dict.fromkeys(unknown)]
-    return _add(columns, names, _whole(profile, len(names), row, lines, rejects))
+    return _add(profile, columns, names, _whole(profile, len(names), row, lines, rejects))
 
 
 def _whole(
@@ -77,10 +100,17 @@ def _whole(
     return [cells for cells in lines if len(cells) == cells_expected]
 
 
-def _add(columns: _Columns, names: list[str], lines: list[list[str]]) -> int:
+def passed_over(profile: Profile, name: str) -> bool:
+    """Say whether a column that no channel reads is no trouble: the profile says so, or it has no name."""
+    return profile.ignores(name) or re.fullmatch(rf"{UNNAMED}\d+", name) is not None
+
+
+def _add(profile: Profile, columns: _Columns, names: list[str], lines: list[list[str]]) -> int:
     """Add lines to the columns, None for an empty cell, and return their number."""
     found = dict(zip(names, zip(*lines, strict=True), strict=True)) if lines else {}
     for name, column in columns.items():
         cells = found.get(name)
-        column += [None] * len(lines) if cells is None else [cell or None for cell in cells]
+        trimmed = [None] * len(lines) if cells is None else [cell.strip() or None for cell in cells]
+        point = profile.csv.decimal == "."
+        column += trimmed if point else [None if cell is None else with_point(cell) for cell in trimmed]
     return len(lines)

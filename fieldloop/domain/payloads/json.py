@@ -49,7 +49,7 @@ def decode_each(profile: Profile, messages: Messages) -> Records:
 
 def clock_kinds(profile: Profile) -> dict[str, object]:
     """Return the fields of the clock and what each must be."""
-    kind = {"iso": fields.TEXT, "parts": fields.ANY}.get(profile.clock.kind, fields.NUMBER)
+    kind = {"iso": fields.TEXT, "strptime": fields.TEXT, "parts": fields.ANY}.get(profile.clock.kind, fields.NUMBER)
     return dict.fromkeys(clock_fields(profile), kind)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fieldloop.domain.clock import NOT_A_TIME, US_PER_UNIT, event_times
 from fieldloop.domain.columns import Coded, Column, all_floats, to_floats
-from fieldloop.domain.profile import Channel, Profile
+from fieldloop.domain.profile import Channel, Clock, Profile
 from fieldloop.domain.readings import Messages, Reason, Reject
 
 Rows = Sequence[int] | NDArray[np.int64]
@@ -239,10 +239,17 @@ def _no_number(channel: Channel, entry: object) -> str:
 def _no_time(profile: Profile, table: Table, index: int) -> Reject:
     names = ", ".join(f"`{name}`" for name in clock_fields(profile)) or "of the payload"
     got = ", ".join(shown(column[index]) for column in table.clock)
-    hint = "an offset or a zone in the profile"
-    kind = f"iso time with {hint}" if profile.clock.kind == "iso" and not profile.clock.zone else profile.clock.kind
-    detail = f"field {names}: expected {kind} time, got {got}"
+    detail = f"field {names}: expected {_expected_time(profile.clock)}, got {got}"
     return Reject(int(table.rows[index]), None, Reason.NO_EVENT_TIME, detail, event_us=_beyond(profile, table, index))
+
+
+def _expected_time(clock: Clock) -> str:
+    if clock.kind == "strptime":
+        return f"time written as `{clock.pattern}`"
+    if clock.kind == "elapsed":
+        return "a number of what has elapsed since the start"
+    hint = " with an offset or a zone in the profile" if clock.kind == "iso" and not clock.zone else ""
+    return f"{clock.kind} time{hint}"
 
 
 def _beyond(profile: Profile, table: Table, index: int) -> int | None:

@@ -145,6 +145,17 @@ class Logistic(Classifying):
     penalty: float = Field(1.0, gt=0)
 
 
+class LinearDiscriminant(Algorithm):
+    """Classes as normal distributions that share one covariance, on standardized features, medians where missing.
+
+    Attributes:
+        shrinkage: share by which the covariance is drawn to a diagonal one; 0 takes it as it is.
+    """
+
+    algorithm: Literal["linear_discriminant"]
+    shrinkage: float = Field(0.0, ge=0, le=1)
+
+
 class Neighbours(Algorithm):
     """The mean of the most alike training windows, of `rows` of them spread over all."""
 
@@ -228,6 +239,7 @@ Candidate = Annotated[
     | Ridge
     | ElasticNet
     | Logistic
+    | LinearDiscriminant
     | Neighbours
     | LastValue
     | Mean
@@ -239,15 +251,16 @@ Candidate = Annotated[
     Field(discriminator="algorithm"),
 ]
 AlgorithmName = Literal[
-    "xgboost", "hist_boosting", "random_forest", "extra_trees", "ridge", "elastic_net", "logistic", "neighbours",
-    "last_value", "mean", "majority", "isolation_forest", "deviation", "novelty", "pca",
+    "xgboost", "hist_boosting", "random_forest", "extra_trees", "ridge", "elastic_net", "logistic",
+    "linear_discriminant", "neighbours", "last_value", "mean", "majority", "isolation_forest", "deviation", "novelty",
+    "pca",
 ]  # fmt: skip
 
 _LEARNERS: tuple[AlgorithmName, ...] = ("xgboost", "hist_boosting", "random_forest", "extra_trees", "neighbours")
 SUITED: dict[Kind, tuple[AlgorithmName, ...]] = {
     "value": (*_LEARNERS, "ridge", "elastic_net", "last_value", "mean"),
     "time_to_event": (*_LEARNERS, "ridge", "elastic_net", "mean"),
-    "class": (*_LEARNERS, "logistic", "majority"),
+    "class": (*_LEARNERS, "logistic", "linear_discriminant", "majority"),
     "anomaly": ("isolation_forest", "deviation", "novelty", "pca"),
 }
 

@@ -1,6 +1,6 @@
 """What a model reads: channels, the grid they lie on, the window, and the features made of it."""
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -11,7 +11,8 @@ Family = Literal[
     "presence", "level", "spread", "quantiles", "shape", "trend", "differences", "crossings", "autocorrelation",
     "spectrum", "novelty", "cross_channel", "calendar",
 ]  # fmt: skip
-LEAST_STEPS: Final[dict[Family, int]] = {"crossings": 3}
+LEAST_STEPS: Final[dict[Family, int]] = {"presence": 1, "level": 1, "calendar": 1, "crossings": 3}  # of others two
+MOST_STEPS: Final = 1_024
 MOST_CROSSED: Final = 16  # channels, 120 pairs
 
 
@@ -38,10 +39,20 @@ class InputChannel(Part):
 
 
 class Grid(Part):
-    """Regular time steps, and how long one stays open for readings that arrive late (seconds)."""
+    """Regular time steps, and how long one stays open for readings that arrive late (seconds).
 
-    step_s: int = Field(ge=1, le=86_400)
+    A step may be a part of a second, down to a millisecond: `0.02`.
+    """
+
+    step_s: int | Annotated[float, Field(allow_inf_nan=False)] = Field(ge=0.001, le=86_400)
     grace_s: int = Field(0, ge=0, le=86_400)
+
+    @field_validator("step_s")
+    @classmethod
+    def _whole(cls, step_s: float) -> float:
+        if abs(step_s * 1e6 - round(step_s * 1e6)) > 1e-6 * step_s:
+            raise ValueError(f"expected a whole number of microseconds, got {step_s} s")
+        return int(step_s) if step_s == int(step_s) else step_s
 
 
 class Window(Part):
@@ -52,5 +63,5 @@ class Window(Part):
         stride: steps from one window that trains or judges to the next. The edge scores every step.
     """
 
-    length: int = Field(ge=2, le=1_024)
+    length: int = Field(ge=1, le=MOST_STEPS)
     stride: int = Field(1, ge=1, le=100_000)

@@ -217,7 +217,7 @@ class Recipe(Part):
     @property
     def step_us(self) -> int:
         """Grid step, microseconds."""
-        return self.grid.step_s * 1_000_000
+        return round(self.grid.step_s * 1_000_000)
 
     @property
     def lookahead(self) -> int:

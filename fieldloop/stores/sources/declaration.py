@@ -20,17 +20,21 @@ from fieldloop.stores.sources.source import GROUP, Options, Relay, Request, Sour
 
 FOLDER: Final = Path("expectations", "sources")
 DEVICE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")  # as in a topic
+_OTHER: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 
 
 class DeviceRule(Options):
-    """Which device a row belongs to; exactly one of these.
+    """Which device a row belongs to; one of these, or `field` and `pattern` together.
+
+    A device's name is of letters, digits, - and _; whatever else a file calls it by becomes -.
 
     Attributes:
         name: all rows are of this device.
         field: the column, or path in a JSON record, that names it.
-        pattern: a regular expression with a group `device`, searched in the file's name, the topic or the address.
+        pattern: a regular expression with a group `device`, searched in the file's name, the topic or the address; with
+            `field` it gives what comes before, and a `-`, for files in which other devices have the same names.
     """
 
     name: Annotated[str, Field(pattern=rf"^{DEVICE_NAME.pattern}$")] | None = None
@@ -50,9 +54,18 @@ class DeviceRule(Options):
     @model_validator(mode="after")
     def _one(self) -> Self:
         given = [name for name in ("name", "field", "pattern") if getattr(self, name) is not None]
-        if len(given) != 1:
+        if len(given) != 1 and given != ["field", "pattern"]:
             raise ValueError(f"expected one of `name`, `field`, `pattern`; got {' and '.join(given) or 'none'}")
         return self
+
+    def named(self, item: str, name: object) -> str:
+        """Return the device that a row of an item calls so.
+
+        Raises:
+            SourceError: a pattern finds no name in the item's.
+        """
+        before = "" if self.pattern is None else f"{self._found(item)}-"
+        return before + _OTHER.sub("-", str(name).strip())
 
     def of(self, item: str) -> str | None:
         """Return the device of all rows of an item; None where each row names its own.
@@ -60,12 +73,15 @@ class DeviceRule(Options):
         Raises:
             SourceError: the pattern finds no name in the item's.
         """
-        if self.pattern is None:
-            return self.name
-        found = re.search(self.pattern, item)
-        device = found["device"] if found else None
-        if not device or not DEVICE_NAME.fullmatch(device):
-            expected = "a name of letters, digits, - and _, at most 63 of them"
+        if self.field is not None:
+            return None
+        return self.name if self.pattern is None else self._found(item)
+
+    def _found(self, item: str) -> str:
+        found = re.search(str(self.pattern), item)
+        device = _OTHER.sub("-", found["device"] or "") if found else ""
+        if not DEVICE_NAME.fullmatch(device):
+            expected = "a name of at most 63 letters, digits, - and _"
             raise SourceError(f"{item}: expected {expected} by pattern `{self.pattern}`, found {device or 'nothing'}")
         return device
 

@@ -9,13 +9,14 @@ import hashlib
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fieldloop.domain.errors import SourceError
 from fieldloop.stores.sources import folders, tables, text
 from fieldloop.stores.sources.folders import Found
+from fieldloop.stores.sources.layout import Long, Wide
 from fieldloop.stores.sources.source import (
     Batch,
     ItemRefusedError,
@@ -25,6 +26,7 @@ from fieldloop.stores.sources.source import (
     Request,
     require_columnar,
 )
+from fieldloop.stores.sources.tables import Writing
 
 READ_BYTES: Final = 1 << 20
 DIGEST_SHOWN: Final = 12  # hexadecimal digits that tell contents of one name apart
@@ -37,14 +39,28 @@ class FileOptions(Options):
         path: a pattern such as `/data/air/*.csv.zst` or `inbox/**/*.parquet`, relative to the repository; or
             `s3://inbox/air/*.csv` in the platform's own object store.
         format: how they are written; by their names' endings where left out. `.gz` and `.zst` are unpacked.
-        skip_lines: lines above the header of a CSV file, or above its rows where the profile names the columns.
+        skip_lines: lines above the header of a CSV file, or above its rows where the columns are named otherwise.
+        encoding: of text.
+        columns: names of the columns of CSV files without a header; where left out, the profile's `csv.columns`.
+        wide: where a column is a device, or one of several quantities of a kind.
+        long: where a row is one quantity.
         settle_s: a file is read once it has not changed for so long, seconds: it may still be being copied.
     """
 
     path: Annotated[str, Field(min_length=1)]
     format: Literal["csv", "ndjson", "parquet"] | None = None
     skip_lines: Annotated[int, Field(ge=0, le=1000)] = 0
+    encoding: Literal["utf-8", "latin-1", "cp1252"] = "utf-8"
+    columns: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
+    wide: Wide | None = None
+    long: Long | None = None
     settle_s: Annotated[float, Field(ge=0, le=86_400)] = 10.0
+
+    @model_validator(mode="after")
+    def _one_layout(self) -> Self:
+        if self.wide is not None and self.long is not None:
+            raise ValueError("files are either `wide` or `long`; leave one out")
+        return self
 
 
 class FileSource:
@@ -77,12 +93,12 @@ class FileSource:
     def _file(self, file: Found, known: "_Known") -> Generator[Batch | Note, None, None]:
         """Yield a file's rows behind those that are in the lake, and a note that it is done."""
         with folders.at_hand(self._request.settings, file) as path:
-            format_ = self._format(file.name)
+            writing = self._writing(file.name)
             digest, begun = _digest(path, known.grown_from(file))
             position = {"name": file.name, "version": file.version, "size": file.size, "digest": digest}
             rows = known.rows(digest) or known.rows(begun)
             if not known.whole(digest):
-                for part in tables.parts(path, file.name, format_, self._request, self._options.skip_lines):
+                for part in tables.parts(path, file.name, self._request, writing):
                     if part.last > rows:
                         part, rows = part.behind(rows) if rows else part, part.last
                         at = {**position, "rows": rows}
@@ -91,14 +107,17 @@ class FileSource:
             known.add(finished)
             yield Note(file.name, finished)
 
-    def _format(self, name: str) -> str:
+    def _writing(self, name: str) -> Writing:
         format_ = self._options.format or tables.FORMATS.get(text.suffix(name))
         if format_ is None:
             endings = ", ".join(tables.FORMATS)
             raise SourceError(f"{name}: expected a name that ends in one of {endings}; else give `format`")
+        options = self._options
         if format_ != "ndjson":
             require_columnar(self._request, f"{name}: rows of {format_}")
-        return format_
+        elif options.wide or options.long:
+            raise SourceError(f"{name}: `wide` and `long` are for CSV and Parquet, got {format_}")
+        return Writing(format_, options.skip_lines, options.encoding, options.columns, options.wide, options.long)
 
 
 class _Known:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from fieldloop.domain.errors import SourceError
+from fieldloop.domain.payloads.csv import passed_over
 from fieldloop.domain.payloads.records import clock_fields
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Reason
@@ -241,5 +242,5 @@ def unread_columns(request: Request, names: Sequence[str]) -> tuple[Refusal, ...
     return tuple(
         Refusal(0, name, Reason.UNKNOWN_METRIC, f"no channel reads column `{name}`", b"")
         for name in names
-        if name not in request.wanted and not request.profile.ignores(name)
+        if name not in request.wanted and not passed_over(request.profile, name)
     )

@@ -1,7 +1,7 @@
 """Readers of files: CSV and Parquet as columns, NDJSON as messages; a part at a time, numbered by row."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fieldloop.domain.errors import SourceError
+from fieldloop.domain.payloads.csv import BLANKS, DECIMAL_COMMA, column_names, split_blanks
 from fieldloop.domain.readings import Reason
 from fieldloop.stores.sources import text
+from fieldloop.stores.sources.layout import Layout, Long, Wide
 from fieldloop.stores.sources.source import Refusal, Request, require_columns, unread_columns
 
 FORMATS: Final = {
@@ -59,27 +61,52 @@ class Part:
             yield Part(self.rows[start:end], numbers, refused, last)
 
 
-def parts(path: Path, name: str, format_: str, request: Request, skip_lines: int) -> Iterator[Part]:
+@dataclass(frozen=True)
+class Writing:
+    """How a file is written, beyond what the profile says of its rows.
+
+    Attributes:
+        format_: `csv`, `ndjson` or `parquet`.
+        skip_lines: lines above the header, or above the rows where the columns are named otherwise.
+        encoding: of text.
+        columns: their names where the file has no header; the profile's where there are none.
+        wide: see `Wide`.
+        long: see `Long`.
+    """
+
+    format_: str
+    skip_lines: int = 0
+    encoding: str = "utf-8"
+    columns: tuple[str, ...] = ()
+    wide: Wide | None = None
+    long: Long | None = None
+
+    def layout(self, request: Request, item: str, names: Sequence[str]) -> Layout:
+        """Return how a file's columns become the profile's fields."""
+        return Layout(request, item, names, self.wide, self.long)
+
+
+def parts(path: Path, name: str, request: Request, writing: Writing) -> Iterator[Part]:
     """Yield a file's rows, as many at a time as a batch may have.
 
     Args:
         path: where it is.
         name: what it is called; its ending says how it is packed.
-        format_: `csv`, `ndjson` or `parquet`.
         request: what is to be read of it.
-        skip_lines: lines above the header, or above the rows where the profile names the columns.
+        writing: how it is written.
 
     Raises:
         SourceError: it is not such a file, lacks needed columns or is damaged; what came before has been yielded.
     """
-    if format_ == "parquet":
-        found = _parquet(path, name, request)
-    elif format_ == "csv":
-        found = _csv(path, name, request, skip_lines)
-    else:
-        found = _ndjson(path, name, skip_lines)
-    for part in found:
-        yield from part.split(request.batch_rows)
+    if writing.format_ == "ndjson":
+        for part in _ndjson(path, name, writing.skip_lines):
+            yield from part.split(request.batch_rows)
+        return
+    read: Callable[..., Iterator[tuple[Layout, Part]]] = _parquet if writing.format_ == "parquet" else _csv
+    for layout, part in read(path, name, request, writing):
+        for piece in part.split(layout.raw.batch_rows):
+            rows, numbers, strange = layout.shaped(piece.rows, piece.numbers)
+            yield replace(piece, rows=rows, numbers=numbers, refused=(*piece.refused, *strange))
 
 
 def _ndjson(path: Path, name: str, skip_lines: int) -> Iterator[Part]:
@@ -92,18 +119,20 @@ def _ndjson(path: Path, name: str, skip_lines: int) -> Iterator[Part]:
         yield Part(lines[first:], numbers[first:], (), number)
 
 
-def _parquet(path: Path, name: str, request: Request) -> Iterator[Part]:
+def _parquet(path: Path, name: str, request: Request, writing: Writing) -> Iterator[tuple[Layout, Part]]:
     try:
         file = pq.ParquetFile(path)
         with file:
             names = _leaves(file.schema_arrow)
-            require_columns(request, names, name)
-            refused, number = unread_columns(request, names), 0
-            columns = [column for column in request.wanted if column in names]
-            for batch in file.iter_batches(batch_size=request.batch_rows, columns=columns):
+            layout = writing.layout(request, name, names)
+            raw = layout.raw
+            require_columns(raw, names, name)
+            refused, number = unread_columns(raw, names), 0
+            columns = [column for column in raw.wanted if column in names]
+            for batch in file.iter_batches(batch_size=raw.batch_rows, columns=columns):
                 numbers = np.arange(number + 1, number + 1 + batch.num_rows)
                 number += batch.num_rows
-                yield Part(flat(pa.Table.from_batches([batch])), numbers, refused, number)
+                yield layout, Part(flat(pa.Table.from_batches([batch])), numbers, refused, number)
                 refused = ()
     except (pa.ArrowException, OSError) as exc:
         raise SourceError(f"{name}: not a whole Parquet file: {exc}") from exc
@@ -120,22 +149,35 @@ def _leaves(schema: pa.Schema) -> list[str]:
     return list(flat(schema.empty_table()).column_names)
 
 
-def _csv(path: Path, name: str, request: Request, skip_lines: int) -> Iterator[Part]:
+def _csv(path: Path, name: str, request: Request, writing: Writing) -> Iterator[tuple[Layout, Part]]:
     reader: _CsvReader | None = None
     number = 0
     refused: tuple[Refusal, ...] = ()
     for block in text.blocks(path, name):
         if reader is None:
-            block = _behind(block, skip_lines, name)
-            names, block = _header(block, request, name)
-            require_columns(request, names, name)
-            reader, refused = _CsvReader(request, names), unread_columns(request, names)
+            block = _plain(_behind(block, writing.skip_lines, name), request, writing)
+            names, block = _header(block, request, name, writing.columns or request.profile.csv.columns)
+            layout = writing.layout(request, name, names)
+            require_columns(layout.raw, names, name)
+            reader, refused = _CsvReader(layout.raw, names), unread_columns(layout.raw, names)
+        else:
+            block = _plain(block, request, writing)
         part = reader.part(block, number)
         if number == 0 and part.refused and not len(part.numbers):
-            raise SourceError(f"{name}: no row fits: {part.refused[0].detail}")
+            detail = (
+                f"{part.refused[0].detail}: see `csv.columns` and `csv.delimiter` of profile {request.profile.name}"
+            )
+            raise SourceError(f"{name}: no row fits: {detail}")
         number = part.last
-        yield replace(part, refused=(*refused, *part.refused))
+        yield layout, replace(part, refused=(*refused, *part.refused))
         refused = ()
+
+
+def _plain(block: bytes, request: Request, writing: Writing) -> bytes:
+    """Return text in UTF-8, one blank between cells where blanks part them."""
+    if writing.encoding != "utf-8":
+        block = block.decode(writing.encoding, errors="replace").encode()
+    return split_blanks(block) if request.profile.csv.delimiter == BLANKS else block
 
 
 def _behind(block: bytes, lines: int, name: str) -> bytes:
@@ -147,15 +189,17 @@ def _behind(block: bytes, lines: int, name: str) -> bytes:
     return block
 
 
-def _header(block: bytes, request: Request, name: str) -> tuple[list[str], bytes]:
-    """Return the columns' names and the rows below: the profile names them, else the first line does."""
+def _header(block: bytes, request: Request, name: str, given: Sequence[str]) -> tuple[list[str], bytes]:
+    """Return the columns' names and the rows below: they are given, else the first line says them."""
     line, _, rest = block.partition(b"\n")
     try:
         cells = next(csv.reader([line.decode()], delimiter=request.profile.csv.delimiter, skipinitialspace=True), [])
     except (UnicodeDecodeError, csv.Error) as exc:
-        raise SourceError(f"{name}: expected a first line of CSV in UTF-8: {exc}") from exc
-    cells = [cell.strip() for cell in cells]
-    names = list(request.profile.csv.columns)
+        raise SourceError(
+            f"{name}: expected a first line of CSV in UTF-8, or `encoding` in the source's options: {exc}"
+        ) from exc
+    cells = column_names(cells)
+    names = list(given)
     if names:
         return names, rest if cells == names else block
     if repeated := sorted({cell for cell in cells if cells.count(cell) > 1}):
@@ -169,6 +213,7 @@ class _CsvReader:
     def __init__(self, request: Request, names: Sequence[str]) -> None:
         self._names = list(names)
         self._delimiter = request.profile.csv.delimiter
+        self._decimal = request.profile.csv.decimal
         wanted = [name for name in names if name in request.wanted]
         self._texts = {name: pa.string() for name in wanted}
         codes = {
@@ -178,8 +223,9 @@ class _CsvReader:
         self._missing = reduce(frozenset.intersection, codes.values())
         typed = {each.field for each in request.profile.channels if not each.texts}
         typed = {name for name in typed if codes[name] == self._missing}
-        if request.profile.clock.kind != "iso":
+        if request.profile.clock.kind not in ("iso", "strptime"):
             typed |= set(request.clock_fields)
+        self._typed = typed
         self._numbers = {name: pa.float64() if name in typed else pa.string() for name in wanted}
 
     def part(self, block: bytes, before: int) -> Part:
@@ -196,9 +242,20 @@ class _CsvReader:
     def _as_text(self, block: bytes) -> tuple[pa.Table, list[Any]]:
         """Parse a block in which a cell is no number."""
         try:
-            return self._parsed(block, self._texts, [])
+            table, wrong = self._parsed(block, self._texts, [])
         except pa.ArrowInvalid:  # bytes that are no UTF-8 are replaced, and so refused where they matter
-            return self._parsed(block.decode(errors="replace").encode(), self._texts, [])
+            table, wrong = self._parsed(block.decode(errors="replace").encode(), self._texts, [])
+        return (table if self._decimal == "." else self._with_points(table)), wrong
+
+    def _with_points(self, table: pa.Table) -> pa.Table:
+        """Return texts of numbers with a point in place of their decimal comma."""
+        for place, name in enumerate(table.column_names):
+            if name in self._typed:
+                column = table[name]
+                point = pc.replace_substring(column, ",", ".")
+                number = pc.match_substring_regex(column, rf"^\s*{DECIMAL_COMMA}\s*$")
+                table = table.set_column(place, name, pc.if_else(number, point, column))
+        return table
 
     def _parsed(self, block: bytes, types: dict[str, pa.DataType], missing: list[str]) -> tuple[pa.Table, list[Any]]:
         wrong: list[Any] = []
@@ -214,6 +271,7 @@ class _CsvReader:
             convert_options=pacsv.ConvertOptions(
                 include_columns=list(types),
                 column_types=types,
+                decimal_point=self._decimal,
                 null_values=["", *missing],
                 strings_can_be_null=False,
                 quoted_strings_can_be_null=True,
@@ -228,10 +286,10 @@ class _CsvReader:
 
 
 def _trimmed(table: pa.Table) -> pa.Table:
-    """Return texts as messages of CSV give them: no blanks in front, None for an empty cell."""
+    """Return texts as messages of CSV give them: no blanks around, None for an empty cell."""
     for place, column in enumerate(table.columns):
         if pa.types.is_string(column.type):
-            trimmed = pc.utf8_ltrim_whitespace(column)
+            trimmed = pc.utf8_trim_whitespace(column)
             empty = pc.equal(trimmed, "")
             table = table.set_column(
                 place, table.column_names[place], pc.if_else(empty, pa.scalar(None, pa.string()), trimmed)

@@ -1,8 +1,10 @@
 """CSV lines: headers, missing cells, and lines that are wrong."""
 
+import msgspec
 import pytest
 
 from fieldloop.domain.harmonize import harmonize
+from fieldloop.domain.payloads.csv import BLANKS
 from fieldloop.domain.profile import Clock, CsvLayout, Zone
 from fieldloop.domain.readings import Reason
 from tests.domain.payloads.samples import NOON_US, channel, messages, profile
@@ -44,6 +46,17 @@ def test_split_times_texts_and_missing_codes_of_an_air_station():
     assert readings.value.tolist() == [4.0, 337.5]
     assert set(readings.event_us.tolist()) == {NOON_US}
     assert [reject.reason for reject in rejects] == [Reason.WRONG_DEVICE]
+
+
+def test_blanks_decimal_commas_and_columns_without_a_name():
+    """Blanks and tabs part cells; a decimal comma is one in numbers alone; columns without a name are passed over."""
+    blanks = msgspec.structs.replace(NAMED, csv=CsvLayout(("t", "temp", "hum"), BLANKS))
+    readings, rejects = harmonize(blanks, messages(b" 1420113600   1.5\t2 \n1420113601 3 4  \n"))
+    assert (readings.value.tolist(), rejects) == ([1.5, 2.0, 3.0, 4.0], [])
+    texts = (channel("temperature", "temp", texts=(("1,5 or so", 7.0),)), channel("humidity", "hum"))
+    comma = msgspec.structs.replace(HEADED, csv=CsvLayout((), ";", ","), channels=texts)
+    readings, rejects = harmonize(comma, messages(b"t;temp;hum;;\n1420113600;-1,5;2e1;;\n1420113601;1,5 or so ;,5;;\n"))
+    assert (readings.value.tolist(), rejects) == ([-1.5, 20.0, 7.0, 0.5], [])
 
 
 @pytest.mark.parametrize(
