@@ -9,10 +9,10 @@ import logging
 import ssl
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 KEEPALIVE_S: Final = 30
 KEPT_BYTES: Final = 1 << 30  # of readings in a stream on the gateway that this agent had to make
+_STREAM_THERE: Final = 10058  # JetStream's error codes: another stream of that name
+_NO_CONSUMER: Final = 10014
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +55,10 @@ class MqttFeed:
     rest_s = 0.0
     eager = True
 
-    def __init__(self, client: "Client", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, client: "Client", loop: asyncio.AbstractEventLoop, devices: Collection[str]) -> None:
         self._client = client
         self._loop = loop
+        self._devices = devices
         self._queue: deque[tuple[MQTTMessage, float]] = deque()
         self._arrived = asyncio.Event()
         self._number = 0  # of the newest delivery, in this session
@@ -83,8 +86,8 @@ class MqttFeed:
             client.tls_set_context(_tls(local, folder))
         if local.user is not None:
             client.username_pw_set(local.user, _password(local, folder))
-        feed = cls(client, asyncio.get_running_loop())
-        await feed._begin(address.hostname or "", address.port or 1883, sorted(config.devices))
+        feed = cls(client, asyncio.get_running_loop(), sorted(config.devices))
+        await feed._begin(address.hostname or "", address.port or 1883)
         return feed
 
     async def take(self, position: Position, wait_s: float) -> Batch | None:
@@ -121,7 +124,7 @@ class MqttFeed:
         self._client.disconnect()
         self._client.loop_stop()
 
-    async def _begin(self, host: str, port: int, devices: Sequence[str]) -> None:
+    async def _begin(self, host: str, port: int) -> None:
         consent: asyncio.Future[str | None] = self._loop.create_future()
 
         def answer(reason: str | None) -> None:
@@ -132,18 +135,22 @@ class MqttFeed:
             if getattr(code, "is_failure", False):
                 self._loop.call_soon_threadsafe(answer, str(code))
             else:
-                client.subscribe([(f"devices/{device}/readings", 1) for device in devices])
+                client.subscribe([(f"devices/{device}/readings", 1) for device in self._devices])
 
         def subscribed(_: "Client", __: object, ___: int, codes: Sequence[object], ____: object) -> None:
-            refused = [name for name, code in zip(devices, codes, strict=False) if getattr(code, "is_failure", False)]
+            refused = [name for name, code in zip(self._devices, codes, strict=False) if getattr(code, "is_failure", False)]
             reason = f"no right to read devices/{refused[0]}/readings" if refused else None
             self._loop.call_soon_threadsafe(answer, reason)
 
         def disconnected(_: "Client", __: object, ___: object, code: object, ____: object) -> None:
             self._loop.call_soon_threadsafe(self._lose, f"the gateway's broker closed the connection: {code}")
 
-        def came(_: "Client", __: object, message: "MQTTMessage") -> None:
-            self._loop.call_soon_threadsafe(self._took, message, time.monotonic())
+        def came(client: "Client", _: object, message: "MQTTMessage") -> None:
+            if message.topic.split("/")[1] in self._devices:
+                self._loop.call_soon_threadsafe(self._took, message, time.monotonic())
+            else:  # the session outlives the moving of a device to another gateway
+                client.unsubscribe(message.topic)
+                client.ack(message.mid, message.qos)
 
         self._client.on_connect, self._client.on_subscribe = connected, subscribed
         self._client.on_disconnect, self._client.on_message = disconnected, came
@@ -197,7 +204,7 @@ async def _open_nats(config: AgentConfig, local: LocalReadings, folder: Path) ->
 
 
 async def _prepare(opened: Link, config: AgentConfig) -> None:
-    """Make the stream and this target's consumer; what is there already is left as it is."""
+    """Make the stream and this target's consumer; of those that are there, only whose readings come is changed."""
     stream = {"name": "readings", "subjects": ["devices.*.readings"], "retention": "limits", "storage": "file",
               "max_bytes": KEPT_BYTES, "discard": "old", "num_replicas": 1}  # fmt: skip
     consumer = {
@@ -205,16 +212,27 @@ async def _prepare(opened: Link, config: AgentConfig) -> None:
         "filter_subjects": [f"devices.{device}.readings" for device in sorted(config.devices)],
         "deliver_policy": "new", "ack_policy": "all", "ack_wait": int(config.redelivery_s * 1e9), "max_ack_pending": -1,
     }  # fmt: skip
-    await _create(opened, "$JS.API.STREAM.CREATE.readings", stream)
-    body = {"stream_name": "readings", "config": consumer, "action": "create"}
-    await _create(opened, f"$JS.API.CONSUMER.DURABLE.CREATE.readings.{config.target}", body)
+    await _demand(opened, "$JS.API.STREAM.CREATE.readings", stream, _STREAM_THERE)
+    held = await _demand(opened, f"$JS.API.CONSUMER.INFO.readings.{config.target}", {}, _NO_CONSUMER)
+    if (there := held.get("config")) is not None:
+        subjects = consumer["filter_subjects"]
+        consumer = {k: v for k, v in there.items() if k != "filter_subject"} | {"filter_subjects": subjects}
+    body = {"stream_name": "readings", "config": consumer}
+    await _demand(opened, f"$JS.API.CONSUMER.DURABLE.CREATE.readings.{config.target}", body)
 
 
-async def _create(opened: Link, subject: str, body: Mapping[str, object]) -> None:
+async def _demand(opened: Link, subject: str, body: Mapping[str, Any], bearable: int = 0) -> dict[str, Any]:
+    """Return what JetStream answers; one code of an error may be borne.
+
+    Raises:
+        ServiceError: it refuses.
+    """
     answer = await opened.request(subject, msgspec.json.encode(body), REQUEST_S)
-    error = msgspec.json.decode(answer.data, type=dict[str, object]).get("error")
-    if error and "already" not in str(error):
-        raise ServiceError(f"the gateway's broker, {subject}: {error}")
+    said = msgspec.json.decode(answer.data, type=dict[str, Any])
+    error = said.get("error")
+    if error and error.get("err_code") != bearable:
+        raise ServiceError(f"the gateway's broker, {subject}: {error.get('description', error)}")
+    return said
 
 
 def _tls(local: LocalReadings, folder: Path) -> ssl.SSLContext:

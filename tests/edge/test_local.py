@@ -6,14 +6,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nats
 import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
+from typer.testing import CliRunner
 
+from fieldloop.cli.main import app
+from fieldloop.stores import fleet
+from fieldloop.stores.fleet import Target
+from fieldloop.stores.lake import Lake
 from infra.local.supervisor import answers
 from tests.edge.targets import Gateway, make_release, payload, poll
 
@@ -108,22 +113,64 @@ def test_over_nats_the_gateways_own_server_needs_no_preparation(gateway: Gateway
     assert len(gateway.await_rows(16)) == 16
 
 
-def _publish_nats(gateway: Gateway, port: int, steps: range) -> None:
+def test_over_mqtt_an_agent_is_told_of_other_devices(
+    gateway: Gateway, mosquitto: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker's session outlives the move."""
+    gateway.configure(readings={"url": f"mqtt://127.0.0.1:{mosquitto}"})
+    _move(gateway, lambda device, steps: _publish_mqtt(gateway, mosquitto, steps, device), monkeypatch)
+
+
+def test_over_nats_an_agent_is_told_of_other_devices(
+    gateway: Gateway, leaf: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The consumer that it made for the devices of before is there already."""
+    gateway.configure(readings={"url": f"nats://127.0.0.1:{leaf}"})
+    _move(gateway, lambda device, steps: _publish_nats(gateway, leaf, steps, device), monkeypatch)
+
+
+def _move(gateway: Gateway, publish: Callable[[str, range], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the target another device while it scores: it goes on with that one, and counts the other's as no error."""
+    settings, lake, before, after = gateway.settings, Lake(gateway.settings), gateway.device, f"{gateway.device}-next"
+    release = make_release(model="moving")
+    fleet.add_devices(lake, [before, after], "toy")
+    fleet.add_targets(settings, lake, [Target(gateway.target, (before,))])
+    gateway.desire(release)
+    gateway.start()
+    gateway.await_running(release)
+    _await_session(gateway)
+    publish(before, range(10))
+    gateway.await_rows(6)
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    CliRunner().invoke(app, ["target", "add", gateway.target, "--device", after], catch_exceptions=False)
+    poll(lambda: gateway.log.count("readings come from") > 1 or None, lambda: gateway.log)
+    publish(before, range(10, 20))
+    publish(after, range(10))
+    poll(lambda: {m.device for m in gateway.predictions()} == {before, after} or None, lambda: gateway.log)
+    _await_health(gateway, b'"scored":12,')
+    assert b'"errors":0,' in gateway.ask("/health")[1]
+    fleet.remove_targets(settings, lake, [gateway.target])
+
+
+def _publish_nats(gateway: Gateway, port: int, steps: range, device: str | None = None) -> None:
     async def publish() -> None:
         client = await nats.connect(f"nats://127.0.0.1:{port}")
         for step in steps:
-            await client.jetstream().publish(f"devices.{gateway.device}.readings", payload(range(step, step + 1)))
+            subject = f"devices.{device or gateway.device}.readings"
+            await client.jetstream().publish(subject, payload(range(step, step + 1)))
         await client.close()
 
     asyncio.run(publish())
 
 
-def _publish_mqtt(gateway: Gateway, port: int, steps: range) -> None:
+def _publish_mqtt(gateway: Gateway, port: int, steps: range, device: str | None = None) -> None:
     """Publish a message a step with QoS 1, and wait until the broker has them."""
     client = mqtt.Client(CallbackAPIVersion.VERSION2, "device", protocol=mqtt.MQTTv311)
     client.connect("127.0.0.1", port)
     client.loop_start()
-    sent = [client.publish(f"devices/{gateway.device}/readings", payload(range(s, s + 1)), qos=1) for s in steps]
+    topic = f"devices/{device or gateway.device}/readings"
+    sent = [client.publish(topic, payload(range(s, s + 1)), qos=1) for s in steps]
     for each in sent:
         each.wait_for_publish(10)
     client.disconnect()
