@@ -1,4 +1,4 @@
-"""Stands where an agent stands and does none of its work: each reading's message is answered with a prediction at once.
+"""Stands where an agent stands and does none of its work: what comes is answered with predictions at once.
 
 `python -m benchmarks.echo AGENT_JSON`. What its answers take is the share of broker, sender and machine in an agent's
 latency: the same connection, the same pull, a message of the same length.
@@ -7,6 +7,7 @@ latency: the same connection, the same pull, a message of the same length.
 import asyncio
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -42,18 +43,18 @@ async def _echo(config: AgentConfig, folder: Path) -> None:
         batch = await feed.take(position, 0.5)
         if batch is None:
             continue
-        for delivery in batch.fresh:
-            link.ask(f"predictions.{config.target}", _prediction(config.target, delivery), lambda _: None)
+        link.ask(f"predictions.{config.target}", _predictions(config.target, batch.fresh), lambda _: None)
         link.send_now()
         feed.acknowledge(batch.reply)
         position = batch.position
 
 
-def _prediction(target: str, delivery: Delivery) -> bytes:
-    """Return a prediction for the window that a message completes."""
-    end_us = (msgspec.json.decode(delivery.payload, type=_Record).t - gateway.STEP_MS) * 1000
-    value, digest = np.zeros(1, dtype=np.float32), np.zeros(1, dtype=np.uint64)
-    return predictions.pack(target, RELEASE, delivery.device, np.array([end_us]), value, digest)
+def _predictions(target: str, deliveries: Sequence[Delivery]) -> bytes:
+    """Return a prediction for the window that each message completes."""
+    ends = [(msgspec.json.decode(each.payload, type=_Record).t - gateway.STEP_MS) * 1000 for each in deliveries]
+    values, digests = np.zeros(len(ends), dtype=np.float32), np.zeros(len(ends), dtype=np.uint64)
+    devices = [(each.device, 1) for each in deliveries]
+    return predictions.pack(target, RELEASE, devices, np.array(ends), values, digests)
 
 
 if __name__ == "__main__":

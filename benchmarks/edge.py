@@ -3,8 +3,10 @@
 Both times are the broker's own stamps. The readings come from 100 devices in turn, and each message completes a window
 of the wind farm's features and 200 trees: in the hard case a message has one reading, so that 5,000 windows are scored
 a second; in the other one it has six, 833 windows a second. `late_p99_ms` is how far the sender itself fell behind its
-clock. Peers in the same run: one window through a bare ONNX Runtime session, and through MLflow's scoring server; and a
-process in the agent's place that answers each message at once (`echo`), for the share of broker, sender and machine.
+clock. At the high rate each case runs three times and the middle run counts; `p99_each_ms` has all three: where the
+machine itself stands still for some milliseconds a second, a run shows that and not the agent.
+Peers in the same run: one window through a bare ONNX Runtime session, and through MLflow's scoring server; and a
+process in the agent's place that answers what comes at once (`echo`), for the share of broker, sender and machine.
 """
 
 import asyncio
@@ -39,9 +41,10 @@ from fieldloop.stores.settings import Settings
 from infra.rehearsal.stage import stage
 
 SINGLE, SIX = 1, 6  # readings a message
-RATES: Final = (100, 5000)  # readings/s
+RATES: Final = {100: 1, 5000: 3}  # readings/s, and how often
+HIGH: Final = max(RATES)
 WARM_S: Final = 3.0
-RUN_S: Final = 12.0
+RUN_S: Final = 9.0
 TICK_S: Final = 0.001
 DEVICES: Final = 100
 PREFILL_STEPS: Final = 8  # of each device, before the clock runs
@@ -65,17 +68,19 @@ def measure() -> Figure:
             target.await_running(release)
             asyncio.run(_publish(target, readings, range(PREFILL_STEPS), None))
             step = PREFILL_STEPS
-            for rate in RATES:
-                steps = range(step, step + round((WARM_S + RUN_S) * rate / readings / DEVICES))
-                step, begun_ns = steps.stop, time.time_ns()
-                late = asyncio.run(_publish(target, readings, steps, rate / readings))
-                found = _latency(target, begun_ns + round(WARM_S * 1e9)) | {"late_p99_ms": late}
-                further |= {f"{name}_{rate}_{key}": value for key, value in found.items()}
+            for rate, runs in RATES.items():
+                found = []
+                for _ in range(runs):
+                    found.append(_run(target, readings, step, rate))
+                    step += _steps(rate / readings)
+                found.sort(key=lambda run: run["p99_ms"])
+                further |= {f"{name}_{rate}_{key}": value for key, value in found[runs // 2].items()}
+                further[f"{name}_{rate}_p99_each_ms"] = [run["p99_ms"] for run in found]
             further |= {f"{name}_{key}": value for key, value in target.memory_mb().items()}
             further[f"{name}_start_s"] = _start(target)
             target.kill()
         further |= _echo(settings) | _bare(release) | _served(release)
-    p99 = further[f"single_{RATES[-1]}_p99_ms"]
+    p99 = further[f"single_{HIGH}_p99_ms"]
     return Figure(
         figure=p99,
         unit="ms",
@@ -90,12 +95,22 @@ def _echo(settings: Settings) -> dict[str, float]:
     target = gateway.enrol(settings, "gw-echo", [f"dev-echo-{number:03}" for number in range(DEVICES)])
     target.run("benchmarks.echo", str(target.config))
     try:
-        steps, begun_ns = range(1, 1 + round((WARM_S + RUN_S) * RATES[-1] / DEVICES)), time.time_ns()
-        late = asyncio.run(_publish(target, SINGLE, steps, RATES[-1]))
-        found = _latency(target, begun_ns + round(WARM_S * 1e9)) | {"late_p99_ms": late}
+        found = _run(target, SINGLE, 1, HIGH)
     finally:
         target.kill()
-    return {f"echo_{RATES[-1]}_{key}": value for key, value in found.items()}
+    return {f"echo_{HIGH}_{key}": value for key, value in found.items()}
+
+
+def _run(target: Gateway, readings: int, first: int, rate: int) -> dict[str, float]:
+    """Publish at a rate, of readings a second, from a step on; return what came of it after the warm-up."""
+    begun_ns = time.time_ns()
+    late = asyncio.run(_publish(target, readings, range(first, first + _steps(rate / readings)), rate / readings))
+    return _latency(target, begun_ns + round(WARM_S * 1e9)) | {"late_p99_ms": late}
+
+
+def _steps(rate: float) -> int:
+    """Return the steps of a run of so many messages a second."""
+    return round((WARM_S + RUN_S) * rate / DEVICES)
 
 
 async def _publish(target: Gateway, readings: int, steps: range, rate: float | None) -> float:
@@ -157,8 +172,8 @@ def _predictions(target: Gateway) -> Moments:
     for subject, payload, moment in _stream(target, "predictions"):
         if subject == f"predictions.{target.target}":
             message = predictions.unpack(payload)
-            for end_us in message.columns()[0].tolist():
-                found[message.device, (end_us // 1000 - gateway.BEGIN_MS) // gateway.STEP_MS] = moment
+            for device, end_us in zip(message.owners(), message.columns()[0].tolist(), strict=True):
+                found[device, (end_us // 1000 - gateway.BEGIN_MS) // gateway.STEP_MS] = moment
     return found
 
 

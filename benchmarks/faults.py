@@ -251,7 +251,7 @@ async def _rows(target: Gateway) -> Counter[tuple[str, int]]:
         for _ in range((info.state.subjects or {}).get(subject, 0)):
             message = predictions.unpack((await reader.next_msg(5)).data)
             ends = (message.columns()[0] // 1000 - gateway.BEGIN_MS) // gateway.STEP_MS
-            found.update((message.device, end) for end in ends.tolist())
+            found.update(zip(message.owners(), ends.tolist(), strict=True))
     return found
 
 

@@ -211,11 +211,18 @@ def _decode(messages: Messages) -> tuple[pl.DataFrame, list[Reject]]:
             detail = f"expected windows that ended from 1970 to a day from now, got {end_us.min()} to {end_us.max()} us"
             rejects.append(Reject(row, None, Reason.FUTURE, detail))
             continue
-        columns = pl.DataFrame({"end_time": times(end_us), "value": value, "window_hash": hashes.view(np.int64)})
+        columns = pl.DataFrame(
+            {
+                "device": message.owners(),
+                "end_time": times(end_us),
+                "value": value,
+                "window_hash": hashes.view(np.int64),
+            },
+            schema_overrides={"device": pl.String},
+        )
         frames.append(
             columns.with_columns(
                 target=pl.lit(message.target),
-                device=pl.lit(message.device),
                 release=pl.lit(message.release),
                 arrival_time=pl.lit(arrival[row]),
                 sequence=pl.lit(int(messages.sequence[row])),

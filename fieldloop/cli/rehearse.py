@@ -16,12 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from fieldloop.domain.errors import FieldloopError, ServiceError
+from fieldloop.domain.release import Manifest
 from fieldloop.domain.rollout.record import Rollout
-from fieldloop.stores import broker, rollouts
+from fieldloop.stores import broker, releases, rollouts
+from fieldloop.stores.releases import Published
 from fieldloop.stores.settings import Settings
 
 if TYPE_CHECKING:
-    from infra.rehearsal.stage import Cast
+    from infra.rehearsal.stage import Cast, Play
 
 MEGABYTE: Final = 1e6
 
@@ -38,6 +40,7 @@ class Rehearsed:
         proved_s: seconds from its plan until the last target was proved.
         states: targets in each state.
         running: simulated targets that really run the release in the end.
+        groups: where the recipe has groups, how many of each one's simulated targets run its own graph in the end.
         wire_bytes: payload over all lines, both ways.
         median_bytes: payload of a target, median.
         findings: what the gates said last, or why it ended.
@@ -50,6 +53,7 @@ class Rehearsed:
     proved_s: float
     states: dict[str, int]
     running: int
+    groups: dict[str, int]
     wire_bytes: int
     median_bytes: int
     findings: tuple[str, ...]
@@ -125,6 +129,7 @@ def run(
             reason = _deploy(recipe, version, plan)
             seconds = time.monotonic() - began
             rollout = asyncio.run(_newest(own, reason))
+            manifest = releases.manifest_of(own, Published(rollout.release, rollout.manifest, new=False))
     received = [each.received_bytes for part in play.outcomes for each in part.gateways.values()]
     return Rehearsed(
         rollout=rollout.name,
@@ -134,10 +139,22 @@ def run(
         proved_s=round(max(rollout.proved_us - rollout.issued_us, 0) / 1e6, 1),
         states={str(state): count for state, count in rollout.states.items()},
         running=sum(digest == rollout.release for digest in play.running().values()),
+        groups=_in_groups(manifest, cast, play),
         wire_bytes=play.wire_bytes,
         median_bytes=round(statistics.median(received)),
         findings=rollout.findings,
     )
+
+
+def _in_groups(manifest: Manifest, cast: "Cast", play: "Play") -> dict[str, int]:
+    """Count the targets of each group that run its graph."""
+    graphs, labels = play.graphs(), cast.labels()
+    return {
+        each.name: sum(
+            set(each.labels) <= set(own) and graphs[target] == each.graph.sha256 for target, own in labels.items()
+        )
+        for each in manifest.variants
+    }
 
 
 def _deploy(recipe: str, version: str, plan: Path | None) -> str:
@@ -188,6 +205,7 @@ def _show(outcome: Rehearsed) -> None:
         ("moves", f"{outcome.wire_bytes / MEGABYTE:,.1f} MB, {outcome.median_bytes / 1e3:,.0f} kB a target (median)"),
         ("targets", ", ".join(f"{count:,} {state}" for state, count in outcome.states.items()) or "none asked"),
         ("runs on", f"{outcome.running:,} of {outcome.targets:,} in the end"),
+        *(("", f"{count:,} of them on the graph of group {name}") for name, count in outcome.groups.items()),
         *(("", finding) for finding in outcome.findings),
     ):
         table.add_row(what, text)

@@ -138,7 +138,9 @@ class MqttFeed:
                 client.subscribe([(f"devices/{device}/readings", 1) for device in self._devices])
 
         def subscribed(_: "Client", __: object, ___: int, codes: Sequence[object], ____: object) -> None:
-            refused = [name for name, code in zip(self._devices, codes, strict=False) if getattr(code, "is_failure", False)]
+            refused = [
+                name for name, code in zip(self._devices, codes, strict=False) if getattr(code, "is_failure", False)
+            ]
             reason = f"no right to read devices/{refused[0]}/readings" if refused else None
             self._loop.call_soon_threadsafe(answer, reason)
 

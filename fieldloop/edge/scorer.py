@@ -1,5 +1,6 @@
 """Messages to predictions: decode and harmonize, one window stream a device, one graph run a batch."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -116,7 +117,7 @@ class Scorer:
         """Predict no window again whose prediction is in one of these messages: they were spooled after the state."""
         for payload in payloads:
             message = predictions.unpack(payload)
-            self._known.update((message.device, end) for end in message.columns()[0].tolist())
+            self._known.update(zip(message.owners(), message.columns()[0].tolist(), strict=True))
 
     def _use(self, manifest: Manifest) -> None:
         """Begin anew where the release wants other windows than the one before."""
@@ -180,14 +181,16 @@ class Scorer:
 
 
 def pack(target: str, release: str, windows: Windows, value: NDArray[np.float32]) -> list[bytes]:
-    """Return the messages of predictions float32 [N] of these windows, one or more a device."""
-    hashes = window_hash(windows.values)
-    packed, start = [], 0
-    for device, count in windows.devices:
-        for first in range(start, start + count, MAX_ROWS):
-            rows = slice(first, min(first + MAX_ROWS, start + count))
-            packed.append(predictions.pack(target, release, device, windows.end_us[rows], value[rows], hashes[rows]))
-        start += count
+    """Return the messages of predictions float32 [N] of these windows: one, unless they are very many."""
+    hashes, ends = window_hash(windows.values), windows.end_us
+    if len(windows) <= MAX_ROWS:
+        return [predictions.pack(target, release, windows.devices, ends, value, hashes)]
+    owners = [device for device, count in windows.devices for _ in range(count)]
+    packed = []
+    for first in range(0, len(windows), MAX_ROWS):
+        rows = slice(first, first + MAX_ROWS)
+        devices = list(Counter(owners[rows]).items())  # in the order of their first rows
+        packed.append(predictions.pack(target, release, devices, ends[rows], value[rows], hashes[rows]))
     return packed
 
 

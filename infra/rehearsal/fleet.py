@@ -58,10 +58,14 @@ class Fleet(msgspec.Struct, frozen=True):
 
 
 class Fated(msgspec.Struct, frozen=True):
-    """What became of one gateway: its fate, the release that really runs there, and the payload that it received."""
+    """What became of one gateway: its fate, release and graph that really run there, and the payload that it received.
+
+    `graph` is the SHA-256 of the graph: where a release has several, it tells which one came here.
+    """
 
     fate: str
     running: str | None
+    graph: str | None
     received_bytes: int
 
 
@@ -116,7 +120,7 @@ async def _run(settings: Settings, fleet: Fleet) -> Outcome:
         for beat in beats:
             beat.cancel()
     return Outcome(
-        {name: Fated(gateway.fate, gateway.running, gateway.received_bytes) for name, gateway in gateways.items()},
+        {name: Fated(each.fate, each.running, each.graph, each.received_bytes) for name, each in gateways.items()},
         traffic.requests,
         traffic.verified,
         traffic.lost,

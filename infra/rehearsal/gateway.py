@@ -126,6 +126,11 @@ class Gateway:
         return self._work.runtime.release if self._work else None
 
     @property
+    def graph(self) -> str | None:
+        """SHA-256 of the graph that really runs."""
+        return self._work.runtime.manifest.graph.sha256 if self._work else None
+
+    @property
     def received_bytes(self) -> int:
         """Payload that it has received."""
         return self._link.received_bytes

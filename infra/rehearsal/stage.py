@@ -141,6 +141,10 @@ class Play:
         """Return the release that really runs on each target."""
         return {name: each.running for part in self.outcomes for name, each in part.gateways.items()}
 
+    def graphs(self) -> dict[str, str | None]:
+        """Return the SHA-256 of the graph that really runs on each target."""
+        return {name: each.graph for part in self.outcomes for name, each in part.gateways.items()}
+
     def fates(self) -> dict[str, str]:
         """Return what befell each target."""
         return {name: each.fate for part in self.outcomes for name, each in part.gateways.items()}

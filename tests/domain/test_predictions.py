@@ -19,8 +19,9 @@ def test_columns_survive_bit_for_bit(data: st.DataObject, rows: int) -> None:
     ends = data.draw(hnp.arrays(np.int64, rows))
     values = data.draw(hnp.arrays(np.float32, rows))
     hashes = data.draw(hnp.arrays(np.uint64, rows))
-    back = unpack(pack("gw", "r", "d", ends, values, hashes)).columns()
-    for before, after in zip((ends, values, hashes), back, strict=True):
+    message = unpack(pack("gw", "r", [("d", rows), ("e", 0)], ends, values, hashes))
+    assert message.owners() == ["d"] * rows
+    for before, after in zip((ends, values, hashes), message.columns(), strict=True):
         assert before.tobytes() == after.tobytes()
         assert before.dtype == after.dtype
 
@@ -28,9 +29,10 @@ def test_columns_survive_bit_for_bit(data: st.DataObject, rows: int) -> None:
 def test_the_same_rows_have_the_same_id() -> None:
     """By it the broker drops what a restarted agent sends again."""
     ends, values, hashes = np.arange(3), np.ones(3, np.float32), np.arange(3, dtype=np.uint64)
-    first, second = pack("gw", "r", "d", ends, values, hashes), pack("gw", "r", "d", ends, values, hashes)
+    first, second = (pack("gw", "r", [("d", 1), ("e", 2)], ends, values, hashes) for _ in range(2))
     assert message_id(first) == message_id(second)
-    assert message_id(first) != message_id(pack("gw", "other", "d", ends, values, hashes))
+    assert message_id(first) != message_id(pack("gw", "other", [("d", 1), ("e", 2)], ends, values, hashes))
+    assert message_id(first) != message_id(pack("gw", "r", [("d", 2), ("e", 1)], ends, values, hashes))
 
 
 @pytest.mark.parametrize(
@@ -39,11 +41,13 @@ def test_the_same_rows_have_the_same_id() -> None:
         b"",
         b"nonsense",
         msgspec.msgpack.encode({"target": "gw"}),
-        msgspec.msgpack.encode(Predictions("gw", "r", "d", b"123", b"", b"")),
-        msgspec.msgpack.encode(Predictions("gw", "r", "d", bytes(8), bytes(8), bytes(8))),
+        msgspec.msgpack.encode(Predictions("gw", "r", (("d", 1),), b"123", b"", b"")),
+        msgspec.msgpack.encode(Predictions("gw", "r", (("d", 1),), bytes(8), bytes(8), bytes(8))),
+        msgspec.msgpack.encode(Predictions("gw", "r", (("d", 2),), bytes(8), bytes(4), bytes(8))),
+        msgspec.msgpack.encode(Predictions("gw", "r", (("d", 2), ("e", -1)), bytes(8), bytes(4), bytes(8))),
     ],
 )
 def test_what_is_no_message_is_refused(payload: bytes) -> None:
-    """Not msgpack, a missing column, half a value, or columns of different lengths."""
+    """Not msgpack, a missing column, half a value, columns of different lengths, or devices with other rows."""
     with pytest.raises(PayloadError):
         unpack(payload)

@@ -147,7 +147,9 @@ def _move(gateway: Gateway, publish: Callable[[str, range], None], monkeypatch: 
     poll(lambda: gateway.log.count("readings come from") > 1 or None, lambda: gateway.log)
     publish(before, range(10, 20))
     publish(after, range(10))
-    poll(lambda: {m.device for m in gateway.predictions()} == {before, after} or None, lambda: gateway.log)
+    poll(
+        lambda: {d for m in gateway.predictions() for d, _ in m.devices} == {before, after} or None, lambda: gateway.log
+    )
     _await_health(gateway, b'"scored":12,')
     assert b'"errors":0,' in gateway.ask("/health")[1]
     fleet.remove_targets(settings, lake, [gateway.target])

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from fieldloop.cli.rehearse import run
 from fieldloop.domain.lineage import Node
 from fieldloop.domain.recipe import load_recipe
 from fieldloop.domain.release import decode_manifest
@@ -16,6 +17,8 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from flows.deploy import deploy
 from infra.local.identities import enrol_targets
+from infra.rehearsal.faults import Faults
+from infra.rehearsal.stage import Cast
 from tasks.deploy import DeployResult
 from tasks.drift import compare, describe
 from tasks.lineage import lineage
@@ -114,6 +117,20 @@ def test_drift_is_judged_against_each_groups_own_training(settings: FarmSettings
     ]
     assert [finding.channel for finding in coast.findings][:3] == ["wind_speed", "pitch_angle", "outdoor_temperature"]
     assert f"`{NAME}--hills` version 1, which 1 targets run" in describe([coast, hills])
+
+
+def test_a_rehearsal_takes_each_simulated_target_its_groups_graph(
+    settings: FarmSettings, deployed: DeployResult
+) -> None:
+    """By the real flow, on a stage of its own; one with a faulty runtime is no target of either group in the end."""
+    cast = Cast(6, processes=1, heartbeat_s=1.0, faults=Faults(faulty=0.2), seed=1)
+    plan = settings.root / "plan.yaml"
+    plan.write_text("limits: {deadline_s: 20, failed: 0.5}\n")
+    outcome = run(settings, NAME, "champion", None, cast, plan)
+    assert (outcome.phase, outcome.targets) == ("completed", 6)
+    assert outcome.running == sum(outcome.groups.values()) < 6
+    assert set(outcome.groups) == set(REGIONS)
+    assert min(outcome.groups.values()) > 0
 
 
 def _targets(node: Node) -> list[str]:

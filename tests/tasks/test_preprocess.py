@@ -137,9 +137,11 @@ def test_predictions_are_collected_once_and_held_against_the_lake(
     for device, payloads in sent.items():
         windows = _edge_windows(data_plane, device, payloads)
         values = np.full(len(windows.end_us), 7, dtype=np.float32)
-        bodies[device] = pack("gw", "digest", device, windows.end_us, values, window_hash(windows.values))
-    stranger = pack("other", "digest", "W1", np.array([0]), np.array([0], "f4"), np.array([0], "u8"))
-    never = pack("gw", "digest", "W1", np.array([2**62]), np.array([0], "f4"), np.array([0], "u8"))
+        bodies[device] = pack(
+            "gw", "digest", [(device, len(values))], windows.end_us, values, window_hash(windows.values)
+        )
+    stranger = pack("other", "digest", [("W1", 1)], np.array([0]), np.array([0], "f4"), np.array([0], "u8"))
+    never = pack("gw", "digest", [("W1", 1)], np.array([2**62]), np.array([0], "f4"), np.array([0], "u8"))
     publish([("predictions.gw", body) for body in (*bodies.values(), bodies["W1"], b"nonsense", stranger, never)])
     collected = collect(data_plane)
     assert collect(data_plane).predictions == 0
@@ -161,7 +163,8 @@ def test_a_window_that_differs_by_one_bit_is_seen(
     wrong[0, 0, 0] = np.nextafter(wrong[0, 0, 0], np.float32(np.inf))
     values = np.zeros(len(wrong), dtype=np.float32)
     values[1] = np.nan
-    publish([("predictions.gw", pack("gw", "newer", "W1", windows.end_us, values, window_hash(wrong)))])
+    owned = [("W1", len(values))]
+    publish([("predictions.gw", pack("gw", "newer", owned, windows.end_us, values, window_hash(wrong)))])
     monitored = compare(data_plane, RECIPE, collect(data_plane))
     assert monitored.release == "newer"
     assert monitored.identical == monitored.compared - 1 == monitored.predictions - 1
