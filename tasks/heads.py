@@ -23,7 +23,8 @@ def head_of(materials: "Materials", candidate: Candidate, learner: Learner, feat
     kind = materials.problem.kind
     target = materials.recipe.target
     if isinstance(candidate, Novelty):
-        return Head(kind, thresholds=(candidate.limit,))
+        limits = (candidate.limit,) if candidate.gap is None else (candidate.limit, candidate.gap)
+        return Head(kind, thresholds=limits)
     if isinstance(target, Anomaly):
         return Head(kind, thresholds=thresholds(learner.raw(features), target.quantile))
     if isinstance(candidate, Classifying) and candidate.calibrated and materials.problem.classifies:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fieldloop.domain.recipe.part import to_us
 from fieldloop.domain.recipe.recipe import Recipe
 from fieldloop.domain.recipe.split import AtRandom, ByDevice, ByHistory, ByRun, ByTime
+from fieldloop.domain.recipe.target import Anomaly
 
 PartName = Literal["train", "validation", "test"]
 PARTS: Final[tuple[PartName, ...]] = get_args(PartName)
@@ -119,12 +120,13 @@ def _by_history(recipe: Recipe, split: ByHistory, device: NDArray[np.int32], end
     found = np.full(len(end_us), "", dtype="<U10")
     low, high = np.iinfo(np.int64).min // 2, np.iinfo(np.int64).max // 2
     shares = (split.train_share, split.train_share + split.validation_share)
+    between = _ending_between if isinstance(recipe.target, Anomaly) else _between
     for code in np.unique(device):
         mine = device == code
         ends = end_us[mine]
         number = len(ends) if split.most is None else min(len(ends), split.most)
         borders = [int(ends[int(number * share)]) for share in shares]
-        found[mine] = _between(recipe, (low, *borders, high), ends, PARTS)
+        found[mine] = between(recipe, (low, *borders, high), ends, PARTS)
     return found
 
 
@@ -136,6 +138,17 @@ def _between(recipe: Recipe, borders: tuple[int, ...], end_us: NDArray[np.int64]
     for name, low, high in zip(names, borders[:-1], borders[1:], strict=True):
         found[(first >= low) & (until <= high)] = name
     return found
+
+
+def _ending_between(
+    recipe: Recipe, borders: tuple[int, ...], end_us: NDArray[np.int64], names: Sequence[PartName]
+) -> Parts:
+    """Part of each window that ends between two borders, whatever it reads: nothing was learnt of its label.
+
+    Of anomalies no label is learnt, and in a device's own history what is behind a border is all that a stream has.
+    """
+    places = np.searchsorted(np.array(borders), end_us, side="right") - 1
+    return np.array(names, dtype="<U10")[places]
 
 
 def _by_lot(keys: Sequence[str], test_share: float, validation_share: float) -> Parts:

@@ -94,11 +94,11 @@ class WindowStream:
         self._next_step = max(self._next_step, closed_before(self._watermark_us, spec))
 
     def _close(self) -> Closed:
-        """Return each step that is closed and whose past is fully seen, with the channels up to it."""
+        """Return each step that is closed and of whose past enough was seen, with the channels up to it."""
         ends, pasts = [], []
         for step in sorted([step for step in self._open if step < self._next_step]):
             self._advance(step, self._column(self._open.pop(step)))
-            if self._first_step is not None and step - self._spec.length + 1 > self._first_step:
+            if self._first_step is not None and step - self._spec.seen + 1 > self._first_step:
                 ends.append(step)
                 pasts.append(self._past.copy())
         return ends, pasts

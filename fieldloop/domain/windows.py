@@ -34,6 +34,7 @@ class WindowSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         length: T, steps in a window.
         grace_us: how long a step stays open behind the watermark, microseconds.
         clock: whether a last row follows the channels: seconds since Monday 00:00 UTC at which each step begins.
+        least: steps since the device was first seen after which it has windows, missing what came before; 0 for all.
     """
 
     channels: tuple[str, ...]
@@ -42,6 +43,12 @@ class WindowSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     length: int
     grace_us: int = 0
     clock: bool = False
+    least: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Steps that must have been seen of a window."""
+        return self.least or self.length
 
     @property
     def rows(self) -> int:
@@ -98,17 +105,17 @@ def closed_before(watermark_us: int, spec: WindowSpec) -> int:
     return (watermark_us - spec.grace_us) // spec.step_us
 
 
-def window_rows(grid: DeviceGrid, inputs: int, first_step: int, length: int) -> NDArray[np.int64]:
-    """Return the rows of the grid at which a window ends: a step with an input reading, and its past fully seen.
+def window_rows(grid: DeviceGrid, inputs: int, first_step: int, seen: int) -> NDArray[np.int64]:
+    """Return the rows of the grid at which a window ends: a step with an input reading, and enough of its past seen.
 
     Args:
         grid: the device's grid; its first `inputs` rows are the window's channels.
         inputs: C.
         first_step: the first step in which the device was seen.
-        length: T.
+        seen: how many steps must have been, the last one included.
     """
     reported = ~np.isnan(grid.values[:inputs]).all(axis=0)
-    return np.flatnonzero(reported & (grid.steps - length + 1 > first_step))
+    return np.flatnonzero(reported & (grid.steps - seen + 1 > first_step))
 
 
 def device_history(
@@ -148,7 +155,7 @@ def device_history(
     kept = kept[first_of_each(channel[kept], event_us[kept])]
     rules = (*spec.rules, *further_rules)
     grid = to_grid(channel[kept], event_us[kept], value[kept], rules, spec.step_us)
-    return grid, window_rows(grid, len(spec.rules), first_step, spec.length)
+    return grid, window_rows(grid, len(spec.rules), first_step, spec.seen)
 
 
 def cut(

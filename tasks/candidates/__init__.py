@@ -90,7 +90,7 @@ def fit(
         case Deviation():
             return arrays.fit_deviations(names)
         case Novelty():
-            return arrays.fit_excesses(names)
+            return arrays.fit_excesses(candidate, names)
         case Pca():
             return arrays.fit_components(candidate, features)
     assert_never(candidate)

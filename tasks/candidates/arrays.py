@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from spox import Tensor, Var, argument, build
 
 from fieldloop.domain.errors import TrainingError
-from fieldloop.domain.recipe.candidates import Pca
+from fieldloop.domain.recipe.candidates import Novelty, Pca
 from tasks.candidates.learner import Matrix, Problem
 
 FILE: Final = "arrays.json"
@@ -118,26 +118,25 @@ class Deviations(msgspec.Struct, frozen=True, tag="deviations"):
 
 
 class Excesses(msgspec.Struct, frozen=True, tag="excesses"):
-    """The largest excess of a channel's last value over all before it; 0 where it has none.
+    """The largest excess of a channel's last value over all before it, and the largest gap; 0 where it has none.
 
     Attributes:
-        columns: [C] features that hold them.
+        columns: [K][C] features that hold them: excesses, and gaps where they count.
     """
 
-    columns: list[int]
+    columns: list[list[int]]
 
     def raw(self, features: Matrix) -> Matrix:
         """See `Learner`."""
-        excess = features[:, self.columns]
-        largest: Matrix = np.where(np.isnan(excess), np.float32(0), excess).max(axis=1, keepdims=True)
-        return largest
+        known = np.where(np.isnan(features), np.float32(0), features)
+        return np.stack([known[:, columns].max(axis=1) for columns in self.columns], axis=1)
 
     def convert(self, width: int) -> onnx.ModelProto:
         """See `Learner`."""
         features = _features(width)
-        excess = op.gather(features, op.const(np.array(self.columns, dtype=np.int64)), axis=1)
-        known = op.where(op.isnan(excess), op.const(np.float32(0)), excess)
-        return _graph(features, op.reduce_max(known, axes=[1], keepdims=1))
+        known = op.where(op.isnan(features), op.const(np.float32(0)), features)
+        found = [op.gather(known, op.const(np.array(columns, dtype=np.int64)), axis=1) for columns in self.columns]
+        return _graph(features, op.concat([op.reduce_max(each, axes=[1], keepdims=1) for each in found], axis=1))
 
     def dump(self) -> tuple[str, bytes]:
         """See `Learner`."""
@@ -238,14 +237,15 @@ def fit_deviations(names: tuple[str, ...]) -> Deviations:
     return Deviations(last, mean, spread)
 
 
-def fit_excesses(names: tuple[str, ...]) -> Excesses:
-    """Look up the features that hold excesses.
+def fit_excesses(candidate: Novelty, names: tuple[str, ...]) -> Excesses:
+    """Look up the features that hold excesses, and gaps where they count.
 
     Raises:
         TrainingError: there is none.
     """
-    columns = [column for column, name in enumerate(names) if name.endswith(".excess")]
-    if not columns:
+    wanted = (".excess",) if candidate.gap is None else (".excess", ".gap")
+    columns = [[column for column, name in enumerate(names) if name.endswith(kind)] for kind in wanted]
+    if not all(columns):
         raise TrainingError("novelty: expected the excess of a channel, got none: take the family `novelty`")
     return Excesses(columns)
 

@@ -69,12 +69,19 @@ def one(x: Window) -> dict[str, float]:
 
 
 def excess(x: Window) -> dict[str, float]:
-    """How far the last value lies beyond all before it, in widths of the middle 80 %."""
+    """How far the last value lies beyond all before it, in widths of the middle 80 %, and how lonely it is."""
     if np.isnan(x[-1]) or np.isnan(x[:-1]).all():
-        return {"excess": math.nan}
+        return {"excess": math.nan, "gap": math.nan}
     beyond = max(x[-1] - np.nanmax(x[:-1]), np.nanmin(x[:-1]) - x[-1], 0.0)
     width = np.nanquantile(x, 0.9) - np.nanquantile(x, 0.1)
-    return {"excess": min(beyond / max(width, 1e-30), 1e6)}
+    others = list(x[:-1][~np.isnan(x[:-1])])
+    nearest = min(abs(x[-1] - other) for other in others)
+    distances = [
+        min(abs(v - w) for j, w in enumerate(others) if j != i) for i, v in enumerate(others) if len(others) > 1
+    ]
+    most = max(distances, default=nearest)
+    gap = min(nearest / max(most, 1e-30), 1e6) if nearest > most else 0.0
+    return {"excess": min(beyond / max(width, 1e-30), 1e6), "gap": gap}
 
 
 def correlation(x: Window, y: Window) -> float:

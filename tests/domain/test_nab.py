@@ -5,7 +5,7 @@ from math import exp
 import numpy as np
 import pytest
 
-from fieldloop.domain.nab import Series, probation, raw_score, score
+from fieldloop.domain.nab import Series, best, probation, raw_score, score
 
 
 def series(*alarms: int, windows: tuple[tuple[int, int], ...] = ((100, 109),), records: int = 200) -> Series:
@@ -57,3 +57,13 @@ def test_several_windows() -> None:
     both = ((100, 109), (150, 159))
     assert raw_score(series(100, windows=both)) == pytest.approx(1 - 1)
     assert raw_score(series(100, 150, 160, windows=both)) == pytest.approx(2 + 0.11 * scaled(1 / 9))
+
+
+def test_the_best_threshold_in_hindsight() -> None:
+    """No other one scores more; records of one score are alarms together, and those of none never are."""
+    random = np.random.default_rng(5)
+    said = [np.where(random.random(300) < 0.2, np.nan, random.integers(0, 40, 300) / 10) for _ in range(4)]
+    corpus = [Series(np.arange(300), each, ((60, 80), (200, 230))) for each in said]
+    threshold, reached = best(corpus)
+    assert reached == score(corpus, threshold) == max(score(corpus, each) for each in np.arange(1, 41) / 10)
+    assert best([Series(np.arange(300), np.zeros(300), ((60, 80),))]) == (float("inf"), 0)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fieldloop.domain.document import load
 from fieldloop.domain.parts import NO_RUN, parts, runs
 from fieldloop.domain.recipe import Recipe, to_us
+from fieldloop.domain.recipe.target import Anomaly
 
 TEXT = (Path(__file__).parents[2] / "recipes" / "turbine-power.yaml").read_text()
 LENGTH = 6
@@ -101,6 +102,14 @@ def test_each_device_s_own_history() -> None:
     assert [np.flatnonzero(found[:100] == part).max() for part in ("train", "validation", "test")] == [39, 59, 99]
     assert [np.flatnonzero(found[100:] == part).max() for part in ("train", "validation", "test")] == [19, 29, 39]
     assert np.count_nonzero(found == "") == 4 * (LENGTH - 1)
+
+
+def test_anomalies_read_what_their_stream_has() -> None:
+    """Of no label is learnt, so that each window is in the part in which it ends."""
+    of = recipe("{by: history, train_share: 0.5, validation_share: 0.25}")
+    anomaly = of.model_copy(update={"target": Anomaly(kind="anomaly")})
+    ends = np.arange(100) * of.step_us
+    assert split_up(anomaly, [0] * 100, ends) == ["train"] * 50 + ["validation"] * 25 + ["test"] * 25
 
 
 def test_runs_keep_their_side() -> None:

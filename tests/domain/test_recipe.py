@@ -60,6 +60,7 @@ def test_wind_farm() -> None:
         ("{metric: active_power}", "{kind: clas, metric: active_power}", "target:", "clas"),
         ("[0, 40]", "[40, 0]", "wind_speed", "expected [lowest, highest], got [40.0, 0.0]"),
         ("length: 6", "length: 2", "window:", "frozen_steps 3 of `wind_speed` never fit into a window of 2"),
+        ("length: 6", "length: 6, least: 7", "window:", "expected at most the window's length 6, got 7"),
         ("trees: 200", "tress: 200", "xgboost", "unknown key `tress` in `candidates.0.xgboost`; did you mean `trees`?"),
         ("algorithm: ridge", "algorithm: rigde", "ridge", "rigde"),
         ("step_s: 600", "step_s: 0", "step_s", "greater than or equal to 0.001"),

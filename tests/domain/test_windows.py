@@ -39,11 +39,12 @@ def arrivals(draw):
     st.sampled_from([0, 0.5, 2]),
     st.sampled_from([("mean", "last"), ("sum", "count"), ("min", "max")]),
     st.booleans(),
+    st.integers(0, 4),
     st.data(),
 )
-def test_stream_gives_bit_for_bit_the_windows_of_the_history(readings, length, grace, rules, clock, data):
+def test_stream_gives_bit_for_bit_the_windows_of_the_history(readings, length, grace, rules, clock, least, data):
     """However the messages are batched and the stream is interrupted, edge windows equal training windows."""
-    wanted = msgspec.structs.replace(spec(length, grace, rules), clock=clock)
+    wanted = msgspec.structs.replace(spec(length, grace, rules), clock=clock, least=min(least, length))
     channel, event_us, value, message = readings
     grid, rows = device_history(channel, event_us, value, message, wanted)
     expected = cut(grid, rows, length, STEP, clock)

@@ -20,6 +20,7 @@ from tasks.heads import calibration, thresholds
 
 ROWS, SEED = 1_200, 3
 NAMES = ("wind.last", "wind.mean", "heat.excess", "wind.std")
+GAPS = ("heat.last", "wind.excess", "heat.excess", "heat.gap")
 PROBLEMS = {
     "value": Problem("value", last_value="wind.last"),
     "binary": Problem("probability", 2),
@@ -108,6 +109,18 @@ def test_anomalies_are_found_without_labels(algorithm: str) -> None:
     score = candidates.Model(learner, head(of, learner, features)).predict(features)[:, 0]
     assert np.mean(score >= 1) == pytest.approx(0.01, abs=0.002)
     assert auc(target == 1, score.astype(np.float64)) > 0.9
+
+
+def test_a_value_in_a_hole_is_as_new_as_one_beyond() -> None:
+    """Each by its own limit, the larger share of the two counts; what is missing is not new."""
+    learner = candidates.fit(candidate("novelty", gap=4), PROBLEMS["anomaly"], GAPS, *rows("anomaly"), SEED)
+    model = candidates.Model(learner, Head("score", thresholds=(0.5, 4)))
+    features = np.array([[0, 0.25, 0, 6], [0, 1, 0.5, np.nan], [np.nan] * 4], np.float32)
+    assert model.predict(features)[:, 0].tolist() == [1.5, 2, 0]
+    graph = onnxruntime.InferenceSession(candidates.convert(model, 4).SerializeToString())
+    np.testing.assert_array_equal(graph.run(None, {"input": features})[0], learner.raw(features))
+    with pytest.raises(TrainingError, match="novelty: expected the excess"):
+        candidates.fit(candidate("novelty", gap=4), PROBLEMS["anomaly"], NAMES, *rows("anomaly"), SEED)
 
 
 @pytest.mark.parametrize("statistic", ["q", "t2", "both"])

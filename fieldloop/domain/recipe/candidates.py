@@ -207,15 +207,19 @@ class Deviation(Algorithm):
 
 
 class Novelty(Algorithm):
-    """How far a channel's last value lies beyond all before it in its window. Needs the family `novelty`.
+    """How far a channel's last value lies beyond all before it in its window, or from any. Needs the family `novelty`.
+
+    The limits are not learnt, so that they suit devices of any scale, and those that have little to learn from.
 
     Attributes:
-        limit: from where on that is an alarm, in widths of the window's middle 80 %; it is not learnt, so that it suits
-            devices of any scale, and those that have little to learn from.
+        limit: from where on a value beyond the others is an alarm, in widths of the window's middle 80 %.
+        gap: from where on one in a hole between them is: how many times as far from the nearest as any other from its
+            own; None looks at no holes.
     """
 
     algorithm: Literal["novelty"]
     limit: float = Field(0.75, gt=0)
+    gap: float | None = Field(None, gt=1)
 
 
 class Pca(Algorithm):

@@ -3,7 +3,7 @@
 from typing import Annotated, Final, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from fieldloop.domain.recipe.part import Name, Part
 
@@ -60,8 +60,19 @@ class Window(Part):
 
     Attributes:
         length: steps in a window.
+        least: steps since a device was first seen after which it has windows; those before are missing. Where left out,
+            all of a window must have been seen.
         stride: steps from one window that trains or judges to the next. The edge scores every step.
     """
 
     length: int = Field(ge=1, le=MOST_STEPS)
+    least: int | None = Field(None, ge=1)
     stride: int = Field(1, ge=1, le=100_000)
+
+    @field_validator("least")
+    @classmethod
+    def _within(cls, least: int | None, info: ValidationInfo) -> int | None:
+        length = info.data.get("length")
+        if least is not None and length is not None and least > length:
+            raise ValueError(f"expected at most the window's length {length}, got {least}")
+        return least

@@ -256,8 +256,8 @@ class Recipe(Part):
         rules = tuple(self.channel(profile, metric).rule for metric in self.inputs)
         for metric in self.beside:
             self.channel(profile, metric)
-        grace_us = self.grid.grace_s * 1_000_000
-        return WindowSpec(self.inputs, rules, self.step_us, self.window.length, grace_us, self.clock)
+        grace_us, least = self.grid.grace_s * 1_000_000, self.window.least or 0
+        return WindowSpec(self.inputs, rules, self.step_us, self.window.length, grace_us, self.clock, least)
 
     def target_unit(self, profile: Profile) -> str:
         """Return the unit of a prediction, for people.

@@ -66,6 +66,9 @@ class ByDevice(Part):
 class ByHistory(Part):
     """The begin of each device's own history is learnt from, whenever that was; what came later judges.
 
+    For anomalies, of which no label is learnt, a window's part is that of its end, and there is no embargo: what came
+    before is what a stream has.
+
     Attributes:
         train_share: share of a device's windows.
         validation_share: share that follows and chooses.
