@@ -49,7 +49,7 @@ def measure() -> Figure:
     """Roll out to simulated targets: 5 % silent, 2 % losing power again and again, 1 % with disks that damage it.
 
     Real: the flow's tasks, Prefect's server, the broker with TLS, the store, and of each target its desired state, the
-    signed metadata (every target fetches and verifies all five roles for itself, by python-tuf's own rules), the
+    signed metadata (every target fetches and verifies all five roles for itself, by the rules of TUF's client), the
     download of every byte (a release of 200 kB), its check against what is signed, and its report with the proof.
     `verified` counts these downloads. Simulated: targets are objects in two processes that share two connections; the
     graph is run once a process; releases come whole, not as patches. The peer is the same fleet asked all at once for

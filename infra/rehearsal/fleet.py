@@ -15,6 +15,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
+from tuf.api.metadata import Signed
 
 from fieldloop.domain.enrolment import NOTICE
 from fieldloop.domain.rollout import Desired
@@ -94,7 +95,7 @@ async def _run(settings: Settings, fleet: Fleet) -> Outcome:
     async with broker.platform(settings) as (client, js):
         traffic, library, at_once = Traffic(), Library(), asyncio.Semaphore(AT_ONCE)
         faults = Faults.model_validate_json(bytes(fleet.faults))
-        life, kept = Life(fleet.heartbeat_s, fleet.windows_per_s, faults.skew_s), dict[bytes, bytes]()
+        life, kept = Life(fleet.heartbeat_s, fleet.windows_per_s, faults.skew_s), dict[bytes, Signed]()
         gateways = {}
         for name, labels in fleet.targets.items():
             draw = random.Random(f"{fleet.seed}/{name}")  # noqa: S311 - a simulation

@@ -2,17 +2,16 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from tuf.ngclient._internal import trusted_metadata_set
+from tuf.api.metadata import Metadata, Signed, Timestamp
 
 from fieldloop.domain.errors import ReleaseError, StoreError
-from fieldloop.domain.release import Release
+from fieldloop.domain.release import Release, chunk_key
 from fieldloop.domain.rollout import Desired
 from fieldloop.edge import updater
 from fieldloop.stores import broker, objects, releases, rotation
@@ -20,6 +19,8 @@ from fieldloop.stores.private import private_folder
 from fieldloop.stores.settings import Settings
 from fieldloop.stores.signing import ROLES, Keys, Role
 from fieldloop.stores.trust import LIFETIME
+from infra.rehearsal.gateway import download
+from infra.rehearsal.trust import Trust as SimulatedTrust
 from tests.edge.targets import make_release
 
 PASSPHRASE = "correct horse battery"
@@ -52,12 +53,31 @@ def away(install: Settings, tmp_path: Path) -> Callable[[Release], Release]:
     return fetch
 
 
+@pytest.fixture
+def simulated(install: Settings) -> Callable[[Release], Release]:
+    """Fetch as a simulated target does, enrolled before anything happened."""
+    trust = SimulatedTrust(releases.trusted_root(install), {})
+
+    def fetch(release: Release) -> Release:
+        mirror = asyncio.run(_mirrored(install))
+
+        async def read(name: str) -> bytes | None:
+            return mirror.get(chunk_key(name, 0))
+
+        manifest = f"releases/{release.open(release.digest).model}/1/manifest.json"
+        return asyncio.run(download(read, trust, Desired(release.digest, manifest, 0, "test")))
+
+    return fetch
+
+
 @pytest.mark.parametrize("role", ROLES)
-def test_a_target_follows_a_new_key(install: Settings, away: Callable[[Release], Release], role: Role) -> None:
+def test_a_target_follows_a_new_key(
+    install: Settings, away: Callable[[Release], Release], simulated: Callable[[Release], Release], role: Role
+) -> None:
     """What was signed before stays good, what is signed after is good, and the old key's file is gone."""
     first, second = make_release(model="before"), make_release(model="after")
     releases.publish(install, first)
-    away(first)
+    assert away(first) == simulated(first)
     before = _keys(install)
     rotation.rotate(install, [role], None, datetime.now(UTC))
     after = _keys(install)
@@ -65,7 +85,7 @@ def test_a_target_follows_a_new_key(install: Settings, away: Callable[[Release],
     files = [*install.offline_keys.glob("*.pem"), *(install.secrets / "tuf").glob("*.pem")]
     assert sorted(path.name for path in files) == sorted(f"{r}-{after[r][:16]}.pem" for r in ROLES)
     releases.publish(install, second)
-    assert (away(second), away(first)) == (second, first)
+    assert (away(second), away(first)) == (simulated(second), simulated(first)) == (second, first)
 
 
 def test_a_target_that_was_away_follows_the_chain_of_roots(
@@ -82,7 +102,25 @@ def test_a_target_that_was_away_follows_the_chain_of_roots(
     assert away(release) == release
 
 
-def test_a_root_that_the_old_key_did_not_sign_is_refused(install: Settings, away: Callable[[Release], Release]) -> None:
+def test_a_stolen_key_that_ran_ahead_is_left_behind_with_its_versions(
+    install: Settings, away: Callable[[Release], Release], simulated: Callable[[Release], Release]
+) -> None:
+    """A timestamp of version 1,000 makes the next right one look old, until the key that signed it is replaced."""
+    release, name = make_release(model="ahead"), "metadata/timestamp.json.0"
+    releases.publish(install, release)
+    timestamp: Metadata[Timestamp] = Metadata.from_bytes(asyncio.run(_mirrored(install))[name])
+    timestamp.signed.version = 1000
+    with releases.opened(install) as (repository, keys):
+        timestamp.sign(keys.signer("timestamp", repository.trust.keyid("timestamp")))
+    asyncio.run(_put(install, name, timestamp.to_bytes()))
+    assert away(release) == simulated(release)
+    rotation.rotate(install, ["timestamp"], None, datetime.now(UTC))
+    assert away(release) == simulated(release) == release
+
+
+def test_a_root_that_the_old_key_did_not_sign_is_refused(
+    install: Settings, away: Callable[[Release], Release], simulated: Callable[[Release], Release]
+) -> None:
     """The new key alone makes no root, whoever has it."""
     release = make_release(model="usurped")
     releases.publish(install, release)
@@ -91,8 +129,9 @@ def test_a_root_that_the_old_key_did_not_sign_is_refused(install: Settings, away
         forged, new = repository.trust.root, repository.trust.keyid("root")
     forged.signatures = {keyid: each for keyid, each in forged.signatures.items() if keyid == new}
     asyncio.run(_put(install, "metadata/2.root.json.0", forged.to_bytes()))
-    with pytest.raises(ReleaseError, match="UnsignedMetadata"):
-        away(release)
+    for fetch in (away, simulated):
+        with pytest.raises(ReleaseError, match="UnsignedMetadata"):
+            fetch(release)
 
 
 def test_root_and_targets_are_renewed_before_they_expire(
@@ -112,7 +151,7 @@ def test_root_and_targets_are_renewed_before_they_expire(
     assert rotation.check(install, None, late, within) == ()
     year = now + timedelta(days=LIFETIME["root"] + 5)
     releases.refresh(install, year)
-    monkeypatch.setattr(trusted_metadata_set, "datetime", _clock(year))
+    monkeypatch.setattr(Signed, "is_expired", lambda signed, _=None: signed.expires <= year)
     assert away(release) == release
 
 
@@ -213,10 +252,6 @@ def test_a_key_is_no_plain_pem_of_its_passphrase(install: Settings) -> None:
 
 def _keys(settings: Settings) -> dict[Role, str]:
     return {state.role: state.keyid for state in rotation.states(settings)}
-
-
-def _clock(now: datetime) -> SimpleNamespace:
-    return SimpleNamespace(datetime=SimpleNamespace(now=lambda _: now), timezone=timezone)
 
 
 def _empty(settings: Settings) -> None:
