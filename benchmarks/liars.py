@@ -4,11 +4,15 @@ A fleet of made-up devices sends live, a message an hour with a record every ten
 one in a hundred changes at some moment. A liar counts as found if the contract watch suspends it and *not one* reading
 whose value or time is wrong is stored: neither in the batch that shows the change nor before. What is held in doubt
 counts as stored as soon as the doubt passes. A false alarm is a suspension of an honest device, of the made-up fleet or
-of the wind farm's own two years; stations of Beijing's air that are set aside are counted apart (docs/adr/0031), where
-the set is there (`FIELDLOOP_DATASETS`). Peers see the same messages: the profile's range check, and a rule by which a
-message is refused whose mean lies more than four standard deviations from its device's past.
+of the wind farm's own two years; stations of Beijing's air that are set aside are counted apart (docs/adr/0032), where
+the set is there (`FIELDLOOP_DATASETS`). Liars convert what their sensors resolve; `found_rounded_once` is the share of
+liars found whose firmware converts before it rounds. `LIARS_SEED=100` draws other fleets. Peers see the same messages:
+the profile's range check, and a rule by which a message is refused whose mean lies more than four standard deviations
+from its device's past.
 """
 
+import itertools
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +32,9 @@ from fieldloop.domain.harmonize import harmonize_table
 from fieldloop.domain.payloads.records import Table
 from fieldloop.domain.readings import Messages, Named
 
+FIRST_SEED: Final = int(os.environ.get("LIARS_SEED", "0"))
 SEEDS: Final = 10
+SEEDS_ONCE: Final = 5  # of them, those of which the liars round once as well
 DEVICES: Final = 2_000  # of a seed
 LIARS: Final = 100  # one in so many
 DAYS: Final = 16
@@ -171,12 +177,15 @@ def measure() -> Figure:
     missed: dict[str, list[int]] = {}
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
         farming, breathing = pool.submit(archives.wind_farm), pool.submit(archives.beijing)
-        for scored, gone in pool.map(_seed, range(SEEDS)):
+        seeds = range(FIRST_SEED, FIRST_SEED + SEEDS)
+        once = pool.map(_seed, seeds[:SEEDS_ONCE], itertools.repeat(True))
+        for scored, gone in pool.map(_seed, seeds, itertools.repeat(False)):
             for rule, score in scored.items():
                 scores[rule] += score
             for what, (lost, of) in gone.items():
                 before = missed.get(what, [0, 0])
                 missed[what] = [before[0] + lost, before[1] + of]
+        rounded_once = sum((scored["watch"] for scored, _ in once), Score())
         farm, beijing = farming.result(), breathing.result()
     watch = scores["watch"]
     return Figure(
@@ -186,8 +195,10 @@ def measure() -> Figure:
         ratio=round(watch.found / max(scores["z_score"].found, 1), 2),
         further={
             "found": round(watch.found / watch.liars, 4),
-            "false_alarms": watch.false_alarms + farm,
+            "found_rounded_once": round(rounded_once.found / rounded_once.liars, 4),
+            "false_alarms": watch.false_alarms + rounded_once.false_alarms + farm,
             "liars": watch.liars,
+            "seeds": [seeds[0], seeds[-1]],
             "devices": SEEDS * len(KINDS) * (DEVICES // len(KINDS)),
             "false_alarms_wind_farm": farm,
             "false_alarms_beijing": beijing,
@@ -201,25 +212,29 @@ def measure() -> Figure:
     )
 
 
-def _seed(seed: int) -> tuple[dict[str, Score], dict[str, list[int]]]:
+def _seed(seed: int, once: bool) -> tuple[dict[str, Score], dict[str, list[int]]]:
     """Let one seed's fleet send; return the score of each rule, and how many of each change the watch missed."""
     scores = {rule: Score() for rule in RULES}
     missed: dict[str, list[int]] = {}
     for number, (name, kind) in enumerate(KINDS.items()):
         random = np.random.default_rng((seed, number))
-        sent = _fleet(random, kind, DEVICES // len(KINDS))
+        sent = _fleet(random, kind, DEVICES // len(KINDS), once)
         _by_watch(name, kind, sent, scores["watch"], missed)
         _by_range(kind, sent, scores["range"])
         _by_z_score(sent, scores["z_score"])
     return scores, missed
 
 
-def _fleet(random: np.random.Generator, kind: Kind, devices: int) -> Sent:
-    """Make what the devices of a kind send; one in a hundred, or the rounded number of it, changes."""
+def _fleet(random: np.random.Generator, kind: Kind, devices: int, once: bool = False) -> Sent:
+    """Make what the devices of a kind send; one in a hundred, or the rounded number of it, changes.
+
+    Where they round once, firmware converts what is measured, not what is rounded.
+    """
     steps = DAYS * 24 * HOUR
     days = np.arange(steps) * STEP_S / 86_400
-    true = np.stack([np.round(kind.signal(random, days), kind.digits) for _ in range(devices)])
-    true = np.clip(true, *kind.range)
+    measured = np.clip(np.stack([kind.signal(random, days) for _ in range(devices)]), *kind.range)
+    true = np.round(measured, kind.digits)
+    source = measured if once else true
     value, when = true.copy(), np.broadcast_to(BEGIN_S + np.arange(steps) * float(STEP_S), true.shape)
     time_s, true_s = when.copy(), when.copy()
     change, what = np.full(devices, steps), [""] * devices
@@ -231,7 +246,7 @@ def _fleet(random: np.random.Generator, kind: Kind, devices: int) -> Sent:
         if pick < len(kind.changes):
             scale, offset = kind.changes[pick]
             digits = max(kind.digits, kind.digits - int(np.floor(np.log10(scale))))
-            value[device, at:] = np.round(value[device, at:] * scale + offset, digits)
+            value[device, at:] = np.round(source[device, at:] * scale + offset, digits)
             what[device] = f"* {scale:g} + {offset:g}"
         else:
             what[device] = str(random.choice(CLOCKS))

@@ -32,7 +32,14 @@ _FULL_TURN: Final = 1.01  # turns that the range of a channel may span which goe
 def promises(profile: ProfileDocument) -> tuple[Promise, ...]:
     """Return what each channel of a profile is held to, in the profile's order."""
     return tuple(
-        Promise(channel.metric, channel.range[0], channel.range[1], _changes(channel), _turn(channel))
+        Promise(
+            channel.metric,
+            channel.range[0],
+            channel.range[1],
+            _changes(channel),
+            _turn(channel),
+            *coefficients(channel.source_unit, channel.unit),
+        )
         for channel in profile.channels
     )
 

@@ -140,3 +140,35 @@ def test_a_doubling_that_no_device_of_the_fleet_ever_showed_is_found_by_its_rati
     absorb(again, keep(watch, list(watch.devices)))
     certain = [each for each in blow(again, 2100, values[:, 2100:]) if each.certain]
     assert [(each.device, each.change, each.since) for each in certain] == [("d7", "km/h", 2100 // 6 * 60 + 8)]
+
+
+def test_knots_made_of_hundredths_are_told_by_their_decimals() -> None:
+    """A change among gusts that no single value shows: held from its first message on, then certain, over a restart."""
+    promise = Promise("wind", 0, 500, (Change("km/h", 3.6, 0.0), Change("knot", 1.943844, 0.0)))
+    watch = Watch([promise], STEP_US)
+    values = gusts(3, 2160)
+    values[1, 2046:] = np.round(values[1, 2046:] * 1.943844, 2)
+    since = 2046 // 6 * 3 + 2
+    for first in range(0, 2160, 18):
+        again = Watch([promise], STEP_US)
+        absorb(again, keep(watch, list(watch.devices)))
+        watch = again
+        certain = [each for each in blow(watch, first, values[:, first : first + 18]) if each.certain]
+        if certain:
+            assert [(each.device, each.change, each.since) for each in certain] == [("d1", "knot", since)]
+            return
+        assert watch.held() == ({"d1": since} if first >= 2034 else {})
+    pytest.fail("never certain")
+
+
+@pytest.mark.parametrize("digits", [0, 3])
+def test_decimals_more_or_fewer_are_no_change_of_scale(digits: int) -> None:
+    """Firmware that rounds otherwise, and no more, is left alone."""
+    promise = Promise("power", -9, 99_999, (Change("times ten", 10.0, 0.0), Change("a tenth", 0.1, 0.0)))
+    watch = Watch([promise], STEP_US)
+    judge(watch, 0, celsius(1300))
+    random = np.random.default_rng(5)
+    finer = np.round(celsius(1900)[1300:] + random.uniform(-0.05, 0.05, 600), digits)
+    found = [each for first in range(0, 600, 36) for each in judge(watch, 1300 + first, finer[first : first + 36])]
+    assert [each for each in found if each.certain] == []
+    assert watch.held() == {}

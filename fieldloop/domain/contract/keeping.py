@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldloop.domain.contract.history import Ints
-from fieldloop.domain.contract.levels import Open
+from fieldloop.domain.contract.levels import LevelWatch, Open
 from fieldloop.domain.contract.watch import Watch
 
 _KINDS: Final = {"f": "<f8", "i": "<i8"}
@@ -30,6 +30,7 @@ class _OpenKept(msgspec.Struct, frozen=True):
     readings: int
     steps: float
     levels: float
+    grain: float = 0.0
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -40,6 +41,8 @@ class _Kept(msgspec.Struct, frozen=True):
     levels: dict[str, Columns]
     open: dict[str, tuple[_OpenKept, ...]]
     ratios: dict[str, Columns] = {}
+    changes: dict[str, tuple[str, ...]] = {}  # that `fits` of the grains has a column of each
+    grains: dict[str, Columns] = {}
 
 
 def keep(watch: Watch, devices: Sequence[str]) -> bytes:
@@ -56,12 +59,14 @@ def keep(watch: Watch, devices: Sequence[str]) -> bytes:
             {
                 levels.promise.metric: tuple(
                     _OpenKept(place[row], levels.promise.changes[onset.change].name, onset.onset, onset.since,
-                              onset.readings, onset.steps, onset.levels)
+                              onset.readings, onset.steps, onset.levels, onset.grain)
                     for row, onset in levels.open.items() if row in place
                 )
                 for levels in watch.levels
             },
             {levels.promise.metric: _columns(levels.ratios.history, rows) for levels in watch.levels},
+            {levels.promise.metric: _names(levels) for levels in watch.levels},
+            {levels.promise.metric: _columns(levels.grains.history, rows) for levels in watch.levels},
         )
     )  # fmt: skip
 
@@ -83,12 +88,18 @@ def absorb(watch: Watch, data: bytes) -> None:
         _fill(levels.history, rows, kept.levels[levels.promise.metric])
         if levels.promise.metric in kept.ratios:
             _fill(levels.ratios.history, rows, kept.ratios[levels.promise.metric])
+        if kept.changes.get(levels.promise.metric) == _names(levels):
+            _fill(levels.grains.history, rows, kept.grains[levels.promise.metric])
         number = {change.name: place for place, change in enumerate(levels.promise.changes)}
         for each in kept.open[levels.promise.metric]:
             if each.change in number:
                 levels.open[int(rows[each.device])] = Open(
-                    number[each.change], each.onset, each.since, each.readings, each.steps, each.levels
+                    number[each.change], each.onset, each.since, each.readings, each.steps, each.levels, each.grain
                 )
+
+
+def _names(levels: LevelWatch) -> tuple[str, ...]:
+    return tuple(change.name for change in levels.promise.changes)
 
 
 def _columns(history: Any, rows: Ints) -> Columns:

@@ -1,14 +1,17 @@
 """Changes of unit and scale, seen in one metric's values against what each device itself has sent so far.
 
-A change is put to three questions, all answered by the device's own history:
+A change is put to four questions, all answered by the device's own history:
 
 - onset: how much better does the first changed value follow on the one before it, once the change is undone?
 - steps: are the steps after it rare in size, and usual once the change is undone?
 - levels: are the values after it rare, and usual once the change is undone?
+- grain: do the decimals of the values after it look like what the change makes of the device's own (`grains`)?
 
 Weather comes in spells, so the readings after an onset are no independent witnesses: steps and levels count by their
-mean over a span, not by their sum. A device is suspended when all three together exceed what two years of turbines
-ever showed by nature (`RULES`). Between a striking onset and the verdict its messages are held.
+mean over a span, not by their sum. Decimals know no weather, so the grain counts by its sum, within bounds. A device
+is suspended when all four together exceed what two years of turbines ever showed by nature (`RULES`), or when the grain
+alone is beyond chance and the values do not speak against the change. Between a striking onset and the verdict its
+messages are held.
 """
 
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldloop.domain.contract.grains import Grains, GrainWatch
 from fieldloop.domain.contract.history import Floats, History, Ints, Usual
 from fieldloop.domain.contract.points import ENOUGH, Points, Series, choose
 from fieldloop.domain.contract.promise import Change, Promise
@@ -31,6 +35,10 @@ DOUBT: Final = 14.0  # this much in all: messages are held until there is more t
 _CLIP: Final = 6.0  # of one reading's witness for steps or levels
 _SHARP: Final = 8.0  # an onset beyond it counts as sharp
 _WEIGHT: Final = 3.0  # of the two means while in doubt
+_GRAIN: Final = (-10.0, 20.0)  # bounds of what the grain says beside the other witnesses
+_GRAIN_ALONE: Final = 18.0  # one chance in sixty million: a change whose values do not speak against it is certain
+_GRAIN_SOME: Final = 3.5  # with so much of it,
+_GRAIN_DOUBT: Final = 8.0  # and this much together with the onset, messages are held
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Rule:
     Attributes:
         readings: how many, the first changed one included.
         weight: of the means of steps and levels; that of the onset is 1.
-        sharp: what all three must come to after a sharp onset.
+        sharp: what all four must come to after a sharp onset.
         blunt: the same after any other.
     """
 
@@ -76,7 +84,7 @@ class Verdict:
 
 @dataclass
 class Open:
-    """An onset that is not settled yet: how striking it was, and the sums over the readings since."""
+    """An onset that is not settled yet: how striking it was, and the sums over the readings since, the grain's too."""
 
     change: int
     onset: float
@@ -84,10 +92,16 @@ class Open:
     readings: int = 0
     steps: float = 0.0
     levels: float = 0.0
+    grain: float = 0.0
+
+    def values(self, weight: float) -> float:
+        """Return what onset, steps and levels come to."""
+        means = self.steps / max(self.readings - 1, 1) + self.levels / max(self.readings, 1)
+        return self.onset + weight * means
 
     def total(self, weight: float) -> float:
-        """Return what onset, steps and levels come to."""
-        return self.onset + weight * (self.steps / max(self.readings - 1, 1) + self.levels / max(self.readings, 1))
+        """Return what all witnesses come to."""
+        return self.values(weight) + min(max(self.grain, _GRAIN[0]), _GRAIN[1])
 
 
 class LevelWatch:
@@ -104,6 +118,7 @@ class LevelWatch:
         self.history = History.empty(0)
         self.open: dict[int, Open] = {}
         self.ratios = RatioWatch(promise, NEAR_CADENCES * cadence_us)
+        self.grains = GrainWatch(promise)
         self._near_us = NEAR_CADENCES * cadence_us
 
     def judge(self, series: Series, sequence: Ints) -> list[Verdict]:
@@ -137,21 +152,25 @@ class LevelWatch:
         self.open.pop(owner, None)
         self.history.put(np.array([owner]), History.empty(1))
         self.ratios.history.forget(owner)
+        self.grains.history.forget(owner)
 
     def extend(self, devices: int) -> None:
         """Make room for so many devices in all."""
         self.history.extend(devices)
         self.ratios.history.extend(devices)
+        self.grains.history.extend(devices)
 
     def _judge(self, points: Points, owners: Ints, sequence: Ints) -> dict[int, Verdict]:
         """Return the strongest verdict of each owner; opens remembers what is not settled."""
         history = self.history.take(owners)
         row = np.searchsorted(owners, points.owner)
         witnesses = _Witnesses(points, row, history, self.promise, self._near_us)
+        grains = self._grains(points)
         carried = {owner: self.open.pop(owner) for owner in owners.tolist() if owner in self.open}
         found: dict[int, Verdict] = {}
         for number, change in enumerate(self.promise.changes):
-            spans = _Spans(points, sequence, *witnesses.of(change), history.count[row] >= LEARNT)
+            said = (*witnesses.of(change), grains.of(number, change))
+            spans = _Spans(points, sequence, *said, history.count[row] >= LEARNT)
             verdicts = [*spans.certain(number), *spans.doubtful(number)]
             verdicts += [
                 verdict
@@ -180,7 +199,11 @@ class LevelWatch:
         step = turned(np.where(known, points.value - points.before, 0.0), self.promise.turn)
         near = known & (np.abs(points.event_us - points.before_us) <= self._near_us)
         history.learn(row[kept], points.value[kept], step[kept], near[kept])
+        self._grains(points).learn(kept)
         self.history.put(owners, history)
+
+    def _grains(self, points: Points) -> Grains:
+        return self.grains.look(points.owner, points.value, points.value != points.before)
 
 
 def turned(step: Floats, turn: float | None) -> Floats:
@@ -229,15 +252,23 @@ class _Witnesses:
 
 
 class _Spans:
-    """Onset, steps and levels of one change, summed over the spans that begin at each point."""
+    """Onset, steps, levels and grain of one change, summed over the spans that begin at each point."""
 
     def __init__(
-        self, points: Points, sequence: Ints, onset: Floats, steps: Floats, levels: Floats, learnt: NDArray[np.bool_]
+        self,
+        points: Points,
+        sequence: Ints,
+        onset: Floats,
+        steps: Floats,
+        levels: Floats,
+        grain: Floats,
+        learnt: NDArray[np.bool_],
     ) -> None:
         self._points, self._onset, self._learnt = points, onset, learnt
         self._sequence = sequence[points.message]
         self._steps = np.concatenate([[0.0], np.cumsum(steps)])
         self._levels = np.concatenate([[0.0], np.cumsum(levels)])
+        self._grain = np.concatenate([[0.0], np.cumsum(grain)])
         self._starts = points.starts()
         self._stops = np.append(self._starts[1:], len(points))
         self._stop = np.repeat(self._stops, self._stops - self._starts)
@@ -252,6 +283,9 @@ class _Spans:
             excess = np.where(
                 whole, np.maximum(excess, self._total(rule.readings, rule.weight) - self._limit(rule)), excess
             )
+        grain, values = self._grain_until(LONGEST), self._values_until(LONGEST, _WEIGHT)
+        told = self._learnt & (grain >= _GRAIN_ALONE) & (self._onset > 0) & (values >= 0)
+        excess = np.where(told, np.maximum(excess, grain - _GRAIN_ALONE), excess)
         strongest = {int(self._points.owner[at]): float(excess[at]) for at in self._best(excess)}
         shown = np.flatnonzero(excess >= 0)
         owners, first = np.unique(self._points.owner[shown], return_index=True)  # since the first that shows it
@@ -263,15 +297,17 @@ class _Spans:
     def doubtful(self, change: int) -> list[Verdict]:
         """Return the owners with a striking onset for which there are too few readings yet."""
         open_still = self._learnt & (np.arange(len(self._points)) + LONGEST > self._stop)
-        total = np.where(open_still & (self._onset >= DOUBT_ONSET), self._total(LONGEST, _WEIGHT), -np.inf)
+        grain, total = self._grain_until(LONGEST), self._total(LONGEST, _WEIGHT)
+        striking = (self._onset >= DOUBT_ONSET) & (total >= DOUBT)
+        striking |= (
+            (grain >= _GRAIN_SOME) & (self._onset > 0) & (np.minimum(self._onset, DOUBT_ONSET) + grain >= _GRAIN_DOUBT)
+        )
+        total = np.where(open_still & striking, total, -np.inf)
         verdicts = []
         for at in self._best(total):
-            if total[at] >= DOUBT:
-                verdict = Verdict(int(self._points.owner[at]), int(self._sequence[at]), change, False, float(total[at]))
-                self.opened[verdict] = self._sums(
-                    Open(change, float(self._onset[at]), verdict.since), at, self._stop[at]
-                )
-                verdicts.append(verdict)
+            verdict = Verdict(int(self._points.owner[at]), int(self._sequence[at]), change, False, float(total[at]))
+            self.opened[verdict] = self._sums(Open(change, float(self._onset[at]), verdict.since), at, self._stop[at])
+            verdicts.append(verdict)
         return verdicts
 
     def carry(self, owner: int, onset: Open) -> Verdict | None:
@@ -287,7 +323,9 @@ class _Spans:
                     return Verdict(owner, onset.since, onset.change, True, excess)
         sums = self._sums(onset, at, stop)
         total = sums.total(_WEIGHT)
-        if sums.readings >= LONGEST or total < DOUBT:
+        if sums.grain >= _GRAIN_ALONE and sums.values(_WEIGHT) >= 0:
+            return Verdict(owner, onset.since, onset.change, True, sums.grain - _GRAIN_ALONE)
+        if sums.readings >= LONGEST or (total < DOUBT and sums.grain < _GRAIN_SOME):
             return None
         verdict = Verdict(owner, onset.since, onset.change, False, total)
         self.opened[verdict] = sums
@@ -295,12 +333,19 @@ class _Spans:
 
     def _total(self, readings: int, weight: float) -> Floats:
         """Return what the spans of so many readings, or as many as there are, come to."""
+        return np.asarray(self._values_until(readings, weight) + np.clip(self._grain_until(readings), *_GRAIN))
+
+    def _values_until(self, readings: int, weight: float) -> Floats:
         begin = np.arange(len(self._points))
         end = np.minimum(begin + readings, self._stop)
         steps = (self._steps[end] - self._steps[begin + 1]) / np.maximum(end - begin - 1, 1)
         levels = (self._levels[end] - self._levels[begin]) / (end - begin)
-        total: Floats = self._onset + weight * (steps + levels)
-        return total
+        return np.asarray(self._onset + weight * (steps + levels))
+
+    def _grain_until(self, readings: int) -> Floats:
+        begin = np.arange(len(self._points))
+        end = np.minimum(begin + readings, self._stop)
+        return np.asarray(self._grain[end] - self._grain[begin])
 
     def _limit(self, rule: Rule) -> Floats:
         return np.asarray(np.where(self._onset >= _SHARP, rule.sharp, rule.blunt))
@@ -322,4 +367,5 @@ class _Spans:
             onset.readings + int(end) - begin,
             onset.steps + float(self._steps[end] - self._steps[own]),
             onset.levels + float(self._levels[end] - self._levels[begin]),
+            onset.grain + float(self._grain[end] - self._grain[begin]),
         )

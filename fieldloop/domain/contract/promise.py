@@ -28,6 +28,8 @@ class Promise:
         maximum: largest one.
         changes: the changes that are looked for.
         turn: a full turn in the canonical unit, where the channel is an angle and goes round; else None.
+        scale: of what is sent to the canonical unit.
+        offset: likewise.
     """
 
     metric: str
@@ -35,6 +37,8 @@ class Promise:
     maximum: float
     changes: tuple[Change, ...]
     turn: float | None = None
+    scale: float = 1.0
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
