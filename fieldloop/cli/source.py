@@ -51,9 +51,9 @@ def check(name: Name) -> None:
         typer.echo("nothing new")
         raise typer.Exit(1 if seen.failed else 0)
     typer.echo(f"next: {seen.item}, {seen.rows:,} rows of {', '.join(seen.devices[:SHOWN_ITEMS]) or 'no device'}")
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     for column in ("metric", "readings", "lowest", "highest", "first (UTC)", "last (UTC)"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, overflow="fold", no_wrap=column != "metric")
     for metric, readings, low, high, first, last in seen.metrics:
         span = (f"{time:%Y-%m-%d %H:%M}" for time in (first, last))
         table.add_row(metric, f"{readings:,}", f"{low:g}", f"{high:g}", *span)
