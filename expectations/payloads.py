@@ -119,18 +119,32 @@ class ClockDocument(Section):
 
 
 class CsvDocument(Section):
-    """How CSV lines are split.
+    r"""How CSV lines are split.
 
     Attributes:
         columns: names in order; left out where each message begins with a line of names, in which a column without a
             name is `column_` and its place from 1.
         delimiter: one character, or `blanks`: any number of blanks and tabs.
         decimal: sign between a number's whole and its fraction.
+        strip: a regular expression; what it finds is taken out of every cell: `%$` of `45%`, `^\d+:` of `12:0.5`, `;$`
+            of a line that ends so.
     """
 
     columns: tuple[FieldPath, ...] = ()
     delimiter: str = ","
     decimal: Literal[".", ","] = "."
+    strip: Annotated[str, Field(max_length=200)] = ""
+
+    @field_validator("strip")
+    @classmethod
+    def _expression(cls, strip: str) -> str:
+        try:
+            found = re.compile(strip).search("")
+        except re.error as exc:
+            raise ValueError(f"not a regular expression: {exc}") from exc
+        if strip and found is not None:
+            raise ValueError(f"`{strip}` finds nothing everywhere; expected something such as `%$`")
+        return strip
 
     @field_validator("delimiter")
     @classmethod
@@ -148,7 +162,8 @@ class CsvDocument(Section):
 
     def compile(self) -> CsvLayout:
         """Return the layout as the decoder takes it."""
-        return CsvLayout(self.columns, BLANKS if self.delimiter == "blanks" else self.delimiter, self.decimal)
+        delimiter = BLANKS if self.delimiter == "blanks" else self.delimiter
+        return CsvLayout(self.columns, delimiter, self.decimal, self.strip)
 
     @model_validator(mode="after")
     def _apart(self) -> Self:

@@ -97,11 +97,13 @@ class CsvLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         columns: their names in order; empty where each message begins with a line that names them.
         delimiter: one character; a blank stands for any number of blanks and tabs.
         decimal: sign between a number's whole and its fraction.
+        strip: a regular expression; what it finds is taken out of every cell.
     """
 
     columns: tuple[str, ...] = ()
     delimiter: str = ","
     decimal: Literal[".", ","] = "."
+    strip: str = ""
 
 
 class BinaryField(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -88,6 +88,8 @@ def test_senml_knows_the_units_of_the_channels_quantity():
         (CSV + "csv: {columns: [y, y]}\n" + CHANNEL, "repeated: y"),
         (CSV + "csv: {delimiter: ab}\n" + CHANNEL, "x.yaml:6: `csv.delimiter`: expected one character"),
         (CSV + 'csv: {decimal: ","}\n' + CHANNEL, "a decimal comma needs another `delimiter`"),
+        (CSV + "csv: {strip: '('}\n" + CHANNEL, "not a regular expression"),
+        (CSV + "csv: {strip: '%*'}\n" + CHANNEL, "finds nothing everywhere"),
         (CSV.replace("[y, m, d]", "[y, m]") + CHANNEL, "needs at least year, month and day"),
         ("format: json\nclock: {kind: strptime, field: t, zone: UTC}\n" + CHANNEL, "needs a `pattern`"),
         ("format: json\nclock: {kind: strptime, field: t, pattern: '%d/%m/%Y'}\n" + CHANNEL, "needs a `zone`"),

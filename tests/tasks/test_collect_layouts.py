@@ -108,6 +108,15 @@ def test_a_row_a_quantity(shop: Workshop) -> None:
     assert (done.readings, done.enrolled, values(shop, "413", "temperature")) == (3, ("413",), [20, 21])
 
 
+def test_signs_around_numbers_are_taken_off(shop: Workshop) -> None:
+    """As in messages; a number that is none without them is refused."""
+    profile = "clock: {kind: epoch_ns, field: at}\ncsv: {columns: [at, ax, ay], strip: '^\\d+:|;$'}\n"
+    text = "1577836800000000000,1:0.5,2:-1;\n1577836860000000000,1:,2:3;\n1577836920000000000,1:x,2:4;\n"
+    done = bring(shop, "signs", profile, {"ax": "ax", "ay": "ay"}, {"a.txt": text}, "device: {name: signs-1}\n")
+    assert (done.readings, done.quarantined) == (4, 1)
+    assert (values(shop, "signs-1", "ax"), values(shop, "signs-1", "ay")) == ([0.5], [-1, 3, 4])
+
+
 def test_rows_without_a_time_are_counted(shop: Workshop) -> None:
     """Each file is a device whose rows are as far apart as the cadence."""
     profile = "clock: {kind: elapsed, field: row_number, start: 2020-01-01T00:00:00Z}\ncsv: {columns: [b]}\n"

@@ -100,6 +100,15 @@ def _whole(
     return [cells for cells in lines if len(cells) == cells_expected]
 
 
+def _plain(profile: Profile, cells: Sequence[str]) -> list[str | None]:
+    """Return cells without what is around them, numbers with a point, None for an empty one."""
+    if profile.csv.strip:
+        cells = [re.sub(profile.csv.strip, "", cell.strip()) for cell in cells]
+    trimmed = [cell.strip() or None for cell in cells]
+    point = profile.csv.decimal == "."
+    return trimmed if point else [None if cell is None else with_point(cell) for cell in trimmed]
+
+
 def passed_over(profile: Profile, name: str) -> bool:
     """Say whether a column that no channel reads is no trouble: the profile says so, or it has no name."""
     return profile.ignores(name) or re.fullmatch(rf"{UNNAMED}\d+", name) is not None
@@ -110,7 +119,5 @@ def _add(profile: Profile, columns: _Columns, names: list[str], lines: list[list
     found = dict(zip(names, zip(*lines, strict=True), strict=True)) if lines else {}
     for name, column in columns.items():
         cells = found.get(name)
-        trimmed = [None] * len(lines) if cells is None else [cell.strip() or None for cell in cells]
-        point = profile.csv.decimal == "."
-        column += trimmed if point else [None if cell is None else with_point(cell) for cell in trimmed]
+        column += [None] * len(lines) if cells is None else _plain(profile, cells)
     return len(lines)

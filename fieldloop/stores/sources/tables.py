@@ -1,6 +1,7 @@
 """Readers of files: CSV and Parquet as columns, NDJSON as messages; a part at a time, numbered by row."""
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -214,6 +215,7 @@ class _CsvReader:
         self._names = list(names)
         self._delimiter = request.profile.csv.delimiter
         self._decimal = request.profile.csv.decimal
+        self._strip = request.profile.csv.strip
         wanted = [name for name in names if name in request.wanted]
         self._texts = {name: pa.string() for name in wanted}
         codes = {
@@ -231,7 +233,8 @@ class _CsvReader:
     def part(self, block: bytes, before: int) -> Part:
         """Return a block's rows; `before` rows have come already."""
         try:
-            table, wrong = self._parsed(block, self._numbers, [*self._missing])
+            plain = not self._strip
+            table, wrong = self._parsed(block, self._numbers, [*self._missing]) if plain else self._as_text(block)
         except pa.ArrowInvalid:
             table, wrong = self._as_text(block)
         last = before + table.num_rows + len(wrong)
@@ -245,7 +248,20 @@ class _CsvReader:
             table, wrong = self._parsed(block, self._texts, [])
         except pa.ArrowInvalid:  # bytes that are no UTF-8 are replaced, and so refused where they matter
             table, wrong = self._parsed(block.decode(errors="replace").encode(), self._texts, [])
+        table = self._stripped(table) if self._strip else table
         return (table if self._decimal == "." else self._with_points(table)), wrong
+
+    def _stripped(self, table: pa.Table) -> pa.Table:
+        """Return texts without what the profile takes out of them."""
+        columns = [pc.dictionary_encode(column.combine_chunks()) for column in table.columns]
+        plain = []
+        for column in columns:
+            entries = [
+                None if text is None else re.sub(self._strip, "", text.strip())
+                for text in column.dictionary.to_pylist()
+            ]
+            plain.append(pa.array(entries, pa.string()).take(column.indices))
+        return pa.table(plain, names=table.column_names)
 
     def _with_points(self, table: pa.Table) -> pa.Table:
         """Return texts of numbers with a point in place of their decimal comma."""

@@ -59,6 +59,13 @@ def test_blanks_decimal_commas_and_columns_without_a_name():
     assert (readings.value.tolist(), rejects) == ([-1.5, 20.0, 7.0, 0.5], [])
 
 
+def test_what_is_around_numbers_is_taken_off():
+    """Units behind them, indices in front, a sign at the end of a line."""
+    odd = msgspec.structs.replace(NAMED, csv=CsvLayout(("t", "temp", "hum"), strip=r"%$|;$|^\d+:| C$"))
+    readings, rejects = harmonize(odd, messages(b"1420113600, 21.5 C,45%\n1420113601,1:20,2:0.5;\n"))
+    assert (readings.value.tolist(), rejects) == ([21.5, 45.0, 20.0, 0.5], [])
+
+
 @pytest.mark.parametrize(
     ("line", "reason", "metric"),
     [
