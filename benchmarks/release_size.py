@@ -20,8 +20,8 @@ from fieldloop.domain.metrics import gain
 from fieldloop.domain.patch import NOTHING, apply_patch, make_patch
 from fieldloop.domain.recipe import Recipe, load_recipe
 from fieldloop.domain.release import File
-from fieldloop.stores.lake import TIME
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import TIME
 from infra.local.turbines import source_readings
 from tasks.examples import Examples, examples
 from tasks.fitting import Fitted, fit, prepare

@@ -27,8 +27,9 @@ import polars as pl
 
 from benchmarks.figure import Figure
 from fieldloop.stores import fleet
-from fieldloop.stores.lake import SCHEMAS, TIME, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS, TIME
 from infra.local import platform
 from infra.local import store as store_service
 from infra.local.authority import make_authority

@@ -26,7 +26,7 @@ from benchmarks import influx
 from benchmarks.figure import Figure
 from fieldloop.stores import files
 from fieldloop.stores.compaction import LAYOUTS, encode
-from fieldloop.stores.lake import PARTITIONS, SCHEMAS
+from fieldloop.stores.tables import PARTITIONS, SCHEMAS
 from infra.local.turbines import source_readings
 from tasks.landing import KEY, NAMES, STORED
 

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import polars as pl
 
 from fieldloop.stores.history import known_at
-from fieldloop.stores.lake import SCHEMAS, WRITES, Commit, Lake
+from fieldloop.stores.lake import WRITES, Commit, Lake
+from fieldloop.stores.tables import SCHEMAS
 from tasks.examples import Versions
 from tasks.labels import Noted
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from fieldloop.domain.errors import DocumentError
 from fieldloop.domain.recipe import Recipe
 from fieldloop.domain.recipe.target import UNIT_US, Anomaly, Class, Labels, TimeToEvent, Value
-from fieldloop.stores.lake import TIME, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import TIME
 
 UNKNOWN: Final = np.float32("nan")
 SCHEMA: Final[dict[str, pl.DataType | type[pl.DataType]]] = {

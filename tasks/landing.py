@@ -23,7 +23,8 @@ from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Named, Readings, Reason, Reject
 from fieldloop.domain.windows import OUT_OF_STREAM
 from fieldloop.stores import carried, fleet
-from fieldloop.stores.lake import SCHEMAS, Lake, Snapshot
+from fieldloop.stores.lake import Lake, Snapshot
+from fieldloop.stores.tables import SCHEMAS
 from tasks.contracts import Contracts
 
 KEY = ("device", "metric", "event_time")

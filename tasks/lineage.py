@@ -19,10 +19,11 @@ from fieldloop.domain.release import MANIFEST, Manifest, Variant, release_folder
 from fieldloop.domain.rollout import Sighting
 from fieldloop.domain.rollout.record import Rollout
 from fieldloop.stores import registry
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.releases import Published
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 from tasks.records import Records
 from tasks.tags import ALGORITHM, AS_OF, CODE, GRAPH_DIGEST, GRID_VERSION, RECIPE_DIGEST, RECIPE_NAME, WINDOWS_VERSION
 

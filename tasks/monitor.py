@@ -19,8 +19,9 @@ from fieldloop.domain.readings import Messages, Named, Reason, Reject
 from fieldloop.domain.recipe import Recipe, load_recipe
 from fieldloop.domain.windows import cut, window_hash
 from fieldloop.stores import broker, drain
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 from tasks.landing import quarantine, times
 
 APPLICATION = "monitor/predictions"

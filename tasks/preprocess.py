@@ -19,8 +19,9 @@ from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe import Recipe, load_recipe
 from fieldloop.domain.recipe.split import ByRun
 from fieldloop.domain.windows import device_history
-from fieldloop.stores.lake import TIME, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import TIME
 from tasks import ancestry, labels
 from tasks.ancestry import Past, Validated
 from tasks.basis import Basis, basis_of, readings_of

@@ -15,8 +15,9 @@ from fieldloop.domain.readings import Messages
 from fieldloop.domain.windows import OUT_OF_STREAM
 from fieldloop.stores import carried
 from fieldloop.stores.history import enter_replay
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 from tasks.contracts import SPACE
 from tasks.landing import Decoder, new_readings, refused
 from tasks.partitions import application_of

@@ -20,10 +20,11 @@ from fieldloop.domain.payloads import fields
 from fieldloop.domain.payloads.records import Table
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.readings import Messages, Named, Reason, Reject
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.sources import columns
 from fieldloop.stores.sources.declaration import DEVICE_NAME, Declaration
 from fieldloop.stores.sources.source import Batch, ItemRefusedError, Stray
+from fieldloop.stores.tables import SCHEMAS
 from tasks.landing import Decoder, refused
 
 JUDGED_ROWS: Final = 2 * ENOUGH  # of a device, about, that the contract watch judges at a time: it looks at all of them

@@ -9,7 +9,7 @@ import polars as pl
 
 from expectations.inspection import Check
 from expectations.profiles import ProfileDocument
-from fieldloop.stores.lake import SCHEMAS
+from fieldloop.stores.tables import SCHEMAS
 from tasks.unjudged import NAMED_DEVICES, NewReadings, SetAside, named
 
 SHOWN_DIGITS: Final = 4  # of a device's share or value

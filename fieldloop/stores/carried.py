@@ -12,7 +12,8 @@ import polars as pl
 
 from fieldloop.domain.carry import Carried, Carry
 from fieldloop.domain.errors import StoreError
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.tables import SCHEMAS
 
 TABLE: Final = "carried"
 

@@ -22,8 +22,9 @@ from fieldloop.domain.errors import StoreError
 from fieldloop.stores import objects
 from fieldloop.stores.codes import with_sorted_codes
 from fieldloop.stores.files import DELTA_ENCODED, statistics
-from fieldloop.stores.lake import PARQUET, PARTITIONS, Lake
+from fieldloop.stores.lake import PARQUET, Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import PARTITIONS
 
 APPLICATION: Final = "maintain"  # of the application transactions, which keep two compactions apart
 FILE_ROWS: Final = 4_000_000  # rows of a compacted file, about: they are sorted in memory, some 200 bytes each

@@ -10,8 +10,9 @@ import nats.js.errors
 import polars as pl
 
 from fieldloop.stores import broker, rollouts
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 
 
 @dataclass(frozen=True)

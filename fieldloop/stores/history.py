@@ -12,7 +12,8 @@ from typing import Final
 import polars as pl
 
 from fieldloop.domain.errors import StoreError
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.tables import SCHEMAS
 
 REPLAYS: Final = "replays"
 

@@ -1,134 +1,26 @@
 """The lake: Delta tables on the object store, written with application transactions and read with Polars."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import polars as pl
-import polars.selectors as cs
-import pyarrow as pa
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from fieldloop.domain.errors import StoreError
 from fieldloop.stores import files, objects
-from fieldloop.stores.files import DELTA_ENCODED
+from fieldloop.stores.frames import Parts, writer_properties
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import PARTITIONS, SCHEMAS
 
-TIME: Final = pl.Datetime("us", "UTC")
-
-SCHEMAS: Final[Mapping[str, Mapping[str, pl.DataType | type[pl.DataType]]]] = {
-    "readings": {
-        "device": pl.String,
-        "metric": pl.String,
-        "event_time": TIME,
-        "arrival_time": TIME,
-        "value": pl.Float64,
-        "sequence": pl.Int64,
-        "replay": pl.Int64,  # what brought it out of the stream's order: a replay, a source; 0 for what came by it
-        "year": pl.Int32,
-    },
-    "quarantine": {
-        "device": pl.String,
-        "metric": pl.String,
-        "reason": pl.String,
-        "detail": pl.String,
-        "subject": pl.String,
-        "arrival_time": TIME,
-        "sequence": pl.Int64,
-        "replay": pl.Int64,  # the replay that this row came out of; 0 for what was refused as it came
-        "payload": pl.Binary,
-    },
-    "carried": {"device": pl.String, "sequence": pl.Int64, "state": pl.Binary},  # see `stores.carried`
-    "replays": {"replay": pl.Int64, "began_at": TIME},
-    "predictions": {
-        "target": pl.String,
-        "device": pl.String,
-        "end_time": TIME,
-        "release": pl.String,
-        "value": pl.Float32,
-        "window_hash": pl.Int64,
-        "arrival_time": TIME,
-        "sequence": pl.Int64,
-    },
-    "devices": {"device": pl.String, "profile": pl.String, "added_at": TIME},
-    "targets": {"target": pl.String, "devices": pl.List(pl.String), "labels": pl.List(pl.String), "added_at": TIME},
-    "sources": {
-        "source": pl.String,
-        "number": pl.Int64,  # the source's transaction in `readings` with which the row counts; 0: it always does
-        "after": pl.Int64,  # that transaction before it
-        "item": pl.String,
-        "position": pl.String,  # JSON
-        "rows": pl.Int64,
-        "error": pl.String,
-        "entered_at": TIME,
-    },
-    "standing": {
-        "device": pl.String,
-        "state": pl.String,
-        "metric": pl.String,
-        "change": pl.String,
-        "since": pl.Int64,
-        "profile": pl.String,
-        "by": pl.String,
-        "anew": pl.Boolean,
-        "at": TIME,
-    },
-    "examples": {  # of which device's readings the windows of a version of `windows/<recipe>` were made
-        "recipe": pl.String,
-        "grid_version": pl.Int64,
-        "windows_version": pl.Int64,
-        "readings_version": pl.Int64,
-        "device": pl.String,
-        "profile": pl.String,
-        "validation": pl.String,  # run of the validation that the device passed
-        "last_sequence": pl.Int64,  # how far it looked
-        "last_replay": pl.Int64,
-        "windows": pl.Int64,
-        "first_time": TIME,  # when its first and last window end
-        "last_time": TIME,
-        "as_of": TIME,  # the past moment that they were made as of; null for all that there was
-        "late": pl.Boolean,  # whether with what arrived after that moment
-        "labels": pl.String,  # the file or table version that told the targets; null for those that channels tell
-        "labels_sha256": pl.String,
-        "made_at": TIME,
-    },
-    "validations": {
-        "run_id": pl.String,
-        "device": pl.String,
-        "passed": pl.Boolean,
-        "last_sequence": pl.Int64,
-        "last_replay": pl.Int64,
-        "reason": pl.String,
-        "report_url": pl.String,
-        "validated_at": TIME,
-    },
-    "checks": {
-        "run_id": pl.String,
-        "profile": pl.String,
-        "suite": pl.String,
-        "expectation": pl.String,
-        "column": pl.String,
-        "device": pl.String,  # empty where all rows are meant
-        "description": pl.String,
-        "observed": pl.String,
-        "elements": pl.Int64,  # rows looked at; null where the expectation is not on rows
-        "unexpected": pl.Int64,  # rows that do not fit
-        "passed": pl.Boolean,
-        "table_version": pl.Int64,  # of table `readings`
-        "judged_at": TIME,
-    },
-}
-PARTITIONS: Final = {"readings": ["year"]}
 METADATA_PREFIX: Final = "fieldloop."
 PARQUET: Final = "application/vnd.apache.parquet"
 WRITES: Final = ("WRITE", "CREATE TABLE", "CREATE OR REPLACE TABLE")  # operations that decide which rows there are
 COMMITS: Final = 1_000  # of a table's history that are looked at, at most
 
 _LOG_DAYS: Final = 36_500  # that the log of grids and windows is kept: a commit a training
-_ZSTD_LEVEL: Final = 1  # commits are to be quick; compaction takes its time
 
 
 @dataclass(frozen=True)
@@ -312,7 +204,7 @@ class Lake:
 
         Several frames of one schema are written as they come, in one commit; what their source raises comes out here.
         """
-        parts = _Parts([frames] if isinstance(frames, pl.DataFrame) else frames)
+        parts = Parts([frames] if isinstance(frames, pl.DataFrame) else frames)
         try:
             return self._write(table, self.open(table), parts, "overwrite", {}, metadata)
         except Exception:
@@ -350,7 +242,7 @@ class Lake:
         self,
         table: str,
         handle: DeltaTable | None,
-        rows: "pl.DataFrame | _Parts",
+        rows: pl.DataFrame | Parts,
         mode: Any,
         transactions: Mapping[str, int],
         metadata: Mapping[str, Any] | None,
@@ -363,7 +255,7 @@ class Lake:
             if handle is not None and mode == "append" and isinstance(rows, pl.DataFrame) and _is_plain(table, rows):
                 files.append(handle, rows, PARTITIONS[table], self._put_into(table), properties)
             else:
-                parts = rows if isinstance(rows, _Parts) else _Parts([rows])
+                parts = rows if isinstance(rows, Parts) else Parts([rows])
                 write_deltalake(
                     handle if handle is not None else self.uri(table),
                     parts.arrow(),
@@ -397,47 +289,10 @@ def _is_plain(table: str, rows: pl.DataFrame) -> bool:
     return table in PARTITIONS and len(rows) > 0 and kinds == dict(SCHEMAS[table])
 
 
-class _Parts:
-    """Frames of one schema, of which two at a time are in memory: one is written while the next is made.
-
-    It is made in a thread of its own, since a source that itself reads tables cannot run inside the writer.
-
-    Attributes:
-        first: the first of them.
-        failure: what their source raised while they were written.
-    """
-
-    def __init__(self, frames: Iterable[pl.DataFrame]) -> None:
-        self._frames = iter(frames)
-        self.first = next(self._frames)
-        self.failure: Exception | None = None
-
-    def arrow(self) -> pa.RecordBatchReader:
-        """Return the rows, to be read once."""
-        return pa.RecordBatchReader.from_batches(_to_arrow(self.first).schema, self._batches())
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        frame: pl.DataFrame | None = self.first
-        with ThreadPoolExecutor(1) as maker:
-            while frame is not None:
-                upcoming = maker.submit(next, self._frames, None)
-                yield from _to_arrow(frame).to_batches()
-                try:
-                    frame = upcoming.result()
-                except Exception as exc:
-                    self.failure = exc
-                    raise
-
-
 def _log_kept(table: str) -> dict[str, str | None] | None:
     """What a new table is told of its log: models name versions of grids and windows for as long as they are there."""
     made_from = table.startswith(("grid/", "windows/"))
     return {"delta.logRetentionDuration": f"interval {_LOG_DAYS} days"} if made_from else None
-
-
-def _to_arrow(frame: pl.DataFrame) -> pa.Table:
-    """Return a frame as Arrow with texts as texts: files would tell Polars of an `Enum` that the table has not."""
-    return frame.with_columns(cs.enum().cast(pl.String)).to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 def _own_metadata(entry: Mapping[str, Any]) -> dict[str, str]:
@@ -449,13 +304,3 @@ def _own_metadata(entry: Mapping[str, Any]) -> dict[str, str]:
 def _commit(entry: Mapping[str, Any]) -> Commit:
     at = datetime.fromtimestamp(entry.get("timestamp", 0) / 1000, UTC)
     return Commit(int(entry["version"]), str(entry.get("operation", "")), at, _own_metadata(entry))
-
-
-def writer_properties(frame: pl.DataFrame) -> WriterProperties:
-    """Return how a commit is encoded: times and positions as differences, the rest by dictionary, all under zstd."""
-    delta = ColumnProperties(dictionary_enabled=False, encoding="DELTA_BINARY_PACKED")
-    return WriterProperties(
-        compression="ZSTD",
-        compression_level=_ZSTD_LEVEL,
-        column_properties={name: delta for name in DELTA_ENCODED if name in frame.columns} or None,
-    )

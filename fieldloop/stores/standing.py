@@ -8,7 +8,8 @@ from typing import Final
 
 import polars as pl
 
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.tables import SCHEMAS
 
 TABLE: Final = "standing"
 

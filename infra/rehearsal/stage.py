@@ -19,9 +19,10 @@ import msgspec
 import polars as pl
 
 from fieldloop.stores import fleet, releases
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.releases import Published
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 from infra.local import broker, signer, store
 from infra.local.authority import make_authority
 from infra.local.keys import make_secrets

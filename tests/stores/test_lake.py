@@ -7,8 +7,9 @@ import pytest
 
 from fieldloop.domain.errors import StoreError
 from fieldloop.stores.fleet import Target, add_devices, devices, targets
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 
 
 @pytest.fixture(scope="module")

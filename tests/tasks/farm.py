@@ -8,8 +8,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from fieldloop.domain.recipe import Recipe, load_recipe
-from fieldloop.stores.lake import TIME, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import TIME
+from tasks.examples import Examples, examples
 from tasks.preprocess import split_up
 
 DEVICES = ("T1", "T2")
@@ -78,6 +80,17 @@ def tables(recipe: Recipe, power: NDArray[np.float32] | None = None) -> tuple[pl
         "device", end_time="step_time", target="active_power"
     )
     return grid, split_up(recipe, windows.with_columns(run_time=pl.lit(BEGIN).cast(TIME)))
+
+
+def windows_of(of: Recipe, target: pl.Expr | None = None, **columns: pl.Expr) -> Examples:
+    """The farm's windows, with another target or other channels."""
+    grid, index = tables(of)
+    grid = grid.with_columns(**columns)
+    index = index.drop("split")
+    if target is not None:
+        joined = index.join(grid, left_on=["device", "end_time"], right_on=["device", "step_time"], how="left")
+        index = index.with_columns(joined.with_columns(target=target.cast(pl.Float32))["target"])
+    return examples(of, grid, split_up(of, index))
 
 
 def _device(name: str, seed: int, power: NDArray[np.float32] | None) -> pl.DataFrame:

@@ -9,8 +9,9 @@ import pytest
 from fieldloop.domain.errors import ServiceError
 from fieldloop.domain.recipe import Recipe, load_recipe
 from fieldloop.stores import fleet
-from fieldloop.stores.lake import SCHEMAS, TIME, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS, TIME
 from tasks.cluster import connected, in_order
 from tasks.examples import Versions, read
 from tasks.fitting import Fitted, fit, prepare

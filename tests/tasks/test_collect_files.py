@@ -13,8 +13,9 @@ from fieldloop.domain.errors import DocumentError, SourceError
 from fieldloop.domain.readings import Reason
 from fieldloop.domain.windows import OUT_OF_STREAM
 from fieldloop.stores import fleet, objects
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 from tasks.basis import _counted, _passed
 from tasks.collect import collect, preview
 from tasks.quarantine import Choice, replay

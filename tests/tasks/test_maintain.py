@@ -17,8 +17,9 @@ from fieldloop.domain.carry import Carried
 from fieldloop.domain.errors import StoreError
 from fieldloop.stores import carried, compaction, fleet
 from fieldloop.stores.compaction import LAYOUTS, compact, encode
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 from tasks.acquire import acquire
 from tasks.maintain import TABLES, maintain, rows
 from tasks.partitions import positions

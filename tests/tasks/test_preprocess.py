@@ -17,8 +17,9 @@ from fieldloop.domain.recipe import load_recipe
 from fieldloop.domain.stream import WindowStream
 from fieldloop.domain.windows import Windows, window_hash
 from fieldloop.stores import fleet
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 from tasks.acquire import acquire
 from tasks.monitor import collect, compare
 from tasks.preprocess import preprocess

@@ -14,8 +14,9 @@ from fieldloop.domain.errors import StoreError
 from fieldloop.domain.readings import Reason
 from fieldloop.stores import fleet
 from fieldloop.stores.history import readings_as_of
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 from tasks.acquire import acquire
 from tasks.basis import _counted, _passed
 from tasks.partitions import APPLICATIONS as ACQUISITION

@@ -9,8 +9,9 @@ from fieldloop.domain.errors import StoreError, TrainingError
 from fieldloop.domain.recipe import load_recipe
 from fieldloop.domain.windows import OUT_OF_STREAM
 from fieldloop.stores import fleet, registry
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 from tasks.ancestry import Past
 from tasks.maintain import clear_examples
 from tasks.preprocess import Preprocessed, preprocess

@@ -11,8 +11,9 @@ from expectations.profiles import load_profile
 from expectations.references import FOLDER, read_suite, write_suite
 from fieldloop.domain.errors import DocumentError, ValidationError
 from fieldloop.stores import fleet
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 from infra.local.turbines import source_readings
 from tasks.suites import make_suite
 from tasks.unjudged import find_new

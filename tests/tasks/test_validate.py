@@ -15,8 +15,9 @@ import pytest
 from expectations.profiles import load_profile
 from fieldloop.domain.errors import DocumentError, ValidationError
 from fieldloop.stores import fleet
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from fieldloop.stores.tables import SCHEMAS
 from tasks.unjudged import Span, find_new, read_chunks
 from tasks.validate import enter, judge, require_passed, unchanged
 from tasks.verdict import ValidateResult, Verdict, describe, describe_unchanged

@@ -13,8 +13,9 @@ from typing import Final
 
 import polars as pl
 
-from fieldloop.stores.lake import SCHEMAS, Lake
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.sources.source import Batch, Note, Position
+from fieldloop.stores.tables import SCHEMAS
 
 NOTE: Final = 0  # number of a row that remembers something without readings
 
