@@ -1,9 +1,9 @@
-"""Maintain: compact the lake's tables, delete files that are not needed any more, and report sizes."""
+"""Maintain: compact the lake's tables, delete files that are not needed any more, close runs of the killed, report."""
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from tasks.maintain import TABLES, KeepDays, Maintained, maintain_examples, maintain_table, rows
+from tasks.maintain import TABLES, KeepDays, Maintained, close_abandoned_runs, maintain_examples, maintain_table, rows
 
 
 @flow(name="maintain", timeout_seconds=4 * 3600, validate_parameters=True)
@@ -17,5 +17,6 @@ def maintain(
             registered model was made from always do.
     """
     maintained = [maintain_table(table, keep_days) for table in TABLES] + maintain_examples(keep_days)
+    close_abandoned_runs()
     create_table_artifact(rows(maintained), key="maintain", description="Sizes of the lake's tables, before and after")
     return maintained

@@ -1,12 +1,12 @@
 """Maintain: keep the lake's tables small and quick while acquisition goes on.
 
 Order of steps, a table at a time: make many small files few (`compact`), delete what no version of the last weeks needs
-(`vacuum`), and say how large the table was and is.
+(`vacuum`), and say how large the table was and is. At the end, close the runs in MLflow of trainings that were killed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
 from prefect import task
@@ -18,10 +18,12 @@ from fieldloop.stores.compaction import LAYOUTS, Size
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks.ancestry import newest_whole
-from tasks.tags import GRID_VERSION, WINDOWS_VERSION
+from tasks.tags import CONTENT, GRID_VERSION, SEARCH, WINDOWS_VERSION
 
 TABLES: Final = tuple(LAYOUTS)
 TIMEOUT_S: Final = 3600
+ABANDONED_AFTER: Final = timedelta(days=1)  # no training takes so long: the flow's own limit is two hours
+_RUNS: Final = 1_000  # closed at once; the rest the next night
 
 # Below a week, a run that reads an older version for long might lose its files.
 KeepDays = Annotated[int, Field(ge=7, le=3650)]
@@ -79,6 +81,33 @@ def clear_examples(settings: Settings, recipe: str, keep: timedelta) -> list[Mai
         deleted = compaction.vacuum(lake, table, keep, pinned)
         done.append(Maintained(table, before, compaction.size(lake, table), 0, deleted))
     return [each for each in done if each.before.files]
+
+
+@task(name="close abandoned runs", retries=2, retry_delay_seconds=10, timeout_seconds=TIMEOUT_S)
+def close_abandoned_runs() -> int:
+    """Mark the runs of trainings that were killed; return how many."""
+    settings, before = Settings(), datetime.now(UTC) - ABANDONED_AFTER
+    return sum(len(close_abandoned(settings, name, before)) for name in recipe_names(settings.root))
+
+
+def close_abandoned(settings: Settings, recipe: str, before: datetime) -> list[str]:
+    """Mark as killed what MLflow takes for running and a training of a recipe began before a moment; return the runs.
+
+    A training that still goes on in one of them finishes it all the same.
+    """
+    mlflow = registry.client(settings)
+    experiment = mlflow.get_experiment_by_name(recipe)
+    if experiment is None:
+        return []
+    running = mlflow.search_runs(
+        [experiment.experiment_id],
+        f"attributes.status = 'RUNNING' and attributes.start_time < {round(before.timestamp() * 1e3)}",
+        max_results=_RUNS,
+    )
+    abandoned = [run.info.run_id for run in running if {CONTENT, SEARCH} & set(run.data.tags)]
+    for run_id in abandoned:
+        mlflow.set_terminated(run_id, "KILLED")
+    return abandoned
 
 
 def maintain(settings: Settings, table: str, keep: timedelta) -> Maintained:

@@ -19,6 +19,7 @@ from fieldloop.domain.metrics import LOWER_IS_BETTER, judge
 from fieldloop.domain.recipe import Candidate
 from fieldloop.domain.recipe.candidates import Choice, Range
 from tasks.fitting import Materials, try_out
+from tasks.tags import SEARCH
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 _RUNGS: Final = (1 / 9, 1 / 3, 1.0)  # shares of the training windows
 _LEAST_ROWS: Final = 2_000  # windows below which a share says too little
 _UNPRUNED: Final = 4  # trials that run to their end whatever they show
-_CONTENT: Final = "fieldloop.search"  # tag: digest of what is searched
 _TRIAL: Final = "fieldloop.trial"  # tag: the trial as JSON
 _PAGE: Final = 1_000  # runs read at once, as many as a search may have
 
@@ -66,7 +66,7 @@ class Trials:
         """Return the trials that are there, in order, and hang them under this run."""
         found = self._mlflow.search_runs(
             [self._experiment_id],
-            f"tags.`{_CONTENT}` = '{self._content}' and attributes.status = 'FINISHED'",
+            f"tags.`{SEARCH}` = '{self._content}' and attributes.status = 'FINISHED'",
             max_results=_PAGE,
         )
         for run in found:
@@ -78,7 +78,7 @@ class Trials:
         """Log a trial."""
         from mlflow.entities import Metric, Param, RunTag
 
-        tags = {"mlflow.parentRunId": self._run_id, _CONTENT: self._content}
+        tags = {"mlflow.parentRunId": self._run_id, SEARCH: self._content}
         name = f"trial {trial.number}{' (pruned)' if trial.pruned else ''}"
         run_id = self._mlflow.create_run(self._experiment_id, tags=tags, run_name=name).info.run_id
         now_ms = time.time_ns() // 1_000_000

@@ -5,6 +5,7 @@ from typing import Final
 BEST_RUN: Final = "fieldloop.best_run"  # of a parent run: the best candidate's
 ALGORITHM: Final = "fieldloop.algorithm"  # of a candidate's run
 CONTENT: Final = "fieldloop.content"  # digest of all that a run follows from
+SEARCH: Final = "fieldloop.search"  # of a trial's run: digest of what is searched
 RECIPE_NAME: Final = "fieldloop.recipe"
 RECIPE_DIGEST: Final = "fieldloop.recipe_digest"
 GRID_VERSION: Final = "fieldloop.grid_version"

@@ -5,7 +5,8 @@
 
 A task takes references, and makes the features, and what was fitted, again unless its process has them, so that it can
 run or be repeated anywhere.
-What was trained before from the same content is not trained again: a run that was killed goes on where it was.
+What was trained before from the same content is not trained again: a run that was killed, a candidate's too, goes on
+where it was. Flow `maintain` closes those that nobody went on with.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_FITTED: Final[dict[str, Fitted]] = {}  # by run: what this process has fitted and not logged yet
+_FITTED: Final[dict[str, Fitted]] = {}  # by run: what this process has fitted and not begun to log
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,9 @@ def train_candidate(
 
 
 def fit_run(settings: Settings, training: Training, algorithm: str, seed: int, progress: Progress = in_silence) -> str:
-    """Open a candidate's run, search and fit; return the run, which is a finished one where the content is known.
+    """Open a candidate's run, search and fit; return the run.
+
+    Where the content is known it is the run that is there: one that has finished, or that of a process that was killed.
 
     Raises:
         TrainingError: as `train_candidate`.
@@ -158,23 +161,21 @@ def fit_run(settings: Settings, training: Training, algorithm: str, seed: int, p
     _candidate(recipe, algorithm)
     mlflow = registry.client(settings)
     content = _content(recipe, training.versions, algorithm, seed)
-    done = _newest(mlflow, training.experiment_id, content, ("FINISHED",))
-    if done is not None:
-        return str(done.info.run_id)
-    tags = {
-        **lineage(lake, recipe, training.versions),
-        "mlflow.parentRunId": training.run_id,
-        ALGORITHM: algorithm,
-        CONTENT: content,
-    }
-    run_id: str = mlflow.create_run(training.experiment_id, tags=tags, run_name=algorithm).info.run_id
+    begun = _newest(mlflow, training.experiment_id, content, ("FINISHED", "RUNNING"))
+    if begun is not None and begun.info.status == "FINISHED":
+        return str(begun.info.run_id)
+    if begun is None:
+        tags = {**lineage(lake, recipe, training.versions), ALGORITHM: algorithm, CONTENT: content}
+        begun = mlflow.create_run(training.experiment_id, tags=tags, run_name=algorithm)
+    run_id = str(begun.info.run_id)
+    mlflow.set_tag(run_id, "mlflow.parentRunId", training.run_id)
     with _failing(mlflow, run_id):
         _FITTED[run_id] = _learnt(settings, training, algorithm, seed, run_id, progress)
     return run_id
 
 
 def log_run(settings: Settings, training: Training, algorithm: str, seed: int, run_id: str) -> CandidateResult:
-    """Log what was fitted for a run, and close it; a process that did not fit it fits it again.
+    """Log what was fitted for a run, and close it; fitted again after a failure, and by a process that did not fit it.
 
     Raises:
         TrainingError: as `train_candidate`.
@@ -182,10 +183,9 @@ def log_run(settings: Settings, training: Training, algorithm: str, seed: int, r
     recipe, mlflow = load_recipe(settings.root, training.recipe), registry.client(settings)
     if mlflow.get_run(run_id).info.status != "FINISHED":
         with _failing(mlflow, run_id):
-            fitted = _FITTED.get(run_id) or _learnt(settings, training, algorithm, seed, run_id, in_silence)
+            fitted = _FITTED.pop(run_id, None) or _learnt(settings, training, algorithm, seed, run_id, in_silence)
             log_fitted(settings, fitted, Lake(settings), training.versions, run_id, seed)
         mlflow.set_terminated(run_id)
-        _FITTED.pop(run_id, None)
     return read_back(recipe, mlflow.get_run(run_id))
 
 
@@ -282,8 +282,8 @@ def _digest(parts: list[Any]) -> str:
 
 
 def _newest(mlflow: "MlflowClient", experiment_id: str, content: str, states: tuple[str, ...]) -> "Run | None":
-    """Return the newest run made from this content that is in one of these states."""
+    """Return the newest run made from this content that is in the first of these states that any is in."""
     found = mlflow.search_runs(
         [experiment_id], f"tags.`{CONTENT}` = '{content}'", order_by=["attributes.start_time DESC"], max_results=20
     )
-    return next((run for run in found if run.info.status in states), None)
+    return next((run for state in states for run in found if run.info.status == state), None)

@@ -1,6 +1,10 @@
 """Training on a small farm, with the real lake and the real MLflow."""
 
 import json
+import multiprocessing
+import os
+import signal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from tasks import candidates
 from tasks import train as training_stage
 from tasks.candidates import Problem, scikit
 from tasks.examples import examples, read, spread_out
+from tasks.maintain import close_abandoned
 from tasks.matrix import apply, session_of
 from tasks.origin import digest
 from tasks.results import CandidateResult, describe
@@ -371,3 +376,68 @@ def test_figures_of_the_logged_model(settings: FarmSettings, trained: tuple[Trai
     model = mlflow.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert {metric.key: metric.value for metric in model.metrics} == run.data.metrics
     assert model.params["features"] == run.data.params["features"]
+
+
+def test_a_training_killed_between_fit_and_log_goes_on_in_its_runs(settings: FarmSettings) -> None:
+    """Killed with -9 once it has fitted, a training leaves two runs open; the next turn finishes both, adding none."""
+    seed, versions = SEED + 4, write_tables(settings, NAME)
+    open_runs = _killed_after_fit(settings, versions, seed)
+    training = begin(settings, NAME, ["ridge"], *versions, seed)
+    result = train_candidate(settings, training, "ridge", seed)
+    finish(settings, training, [result])
+    assert {training.run_id, result.run_id} == open_runs
+    assert not _running(settings) & open_runs
+
+
+def test_runs_of_a_killed_training_that_nobody_goes_on_with_are_closed(settings: FarmSettings) -> None:
+    """Upkeep marks them as killed once they are old, and leaves alone what began since and what others log there."""
+    began = datetime.now(UTC)
+    open_runs = _killed_after_fit(settings, write_tables(settings, NAME), SEED + 5)
+    mlflow = registry.client(settings)
+    foreign = mlflow.create_run(registry.experiment(settings, NAME)).info.run_id
+    assert not open_runs & set(close_abandoned(settings, NAME, began))
+    assert open_runs <= set(close_abandoned(settings, NAME, datetime.now(UTC) + timedelta(seconds=1)))
+    assert {mlflow.get_run(run_id).info.status for run_id in open_runs} == {"KILLED"}
+    assert mlflow.get_run(foreign).info.status == "RUNNING"
+
+
+def test_what_could_not_be_logged_is_not_kept(settings: FarmSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate whose logging failed leaves the process; tried again, it is fitted again and logged to its run."""
+    training = begin(settings, NAME, ["ridge"], *write_tables(settings, NAME), SEED + 6)
+    run_id = fit_run(settings, training, "ridge", SEED + 6)
+    with monkeypatch.context() as broken:
+        broken.setattr(training_stage, "log_fitted", _refuse)
+        with pytest.raises(ConnectionError):
+            log_run(settings, training, "ridge", SEED + 6, run_id)
+    assert run_id not in training_stage._FITTED
+    assert registry.client(settings).get_run(run_id).info.status == "FAILED"
+    assert log_run(settings, training, "ridge", SEED + 6, run_id).run_id == run_id
+    assert registry.client(settings).get_run(run_id).info.status == "FINISHED"
+
+
+def _refuse(*_: object) -> None:
+    raise ConnectionError("MLflow is away")
+
+
+def _running(settings: FarmSettings) -> set[str]:
+    """The recipe's runs that MLflow takes for running."""
+    experiment_id = registry.experiment(settings, NAME)
+    found = registry.client(settings).search_runs([experiment_id], "attributes.status = 'RUNNING'")
+    return {run.info.run_id for run in found}
+
+
+def _killed_after_fit(settings: FarmSettings, versions: tuple[int, int], seed: int) -> set[str]:
+    """Begin a training and fit a candidate in a process that is killed before it logs; return the runs left open."""
+    before = _running(settings)
+    process = multiprocessing.get_context("spawn").Process(target=_fit_and_die, args=(settings, versions, seed))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    left = _running(settings) - before
+    assert len(left) == 2
+    return left
+
+
+def _fit_and_die(settings: FarmSettings, versions: tuple[int, int], seed: int) -> None:
+    fit_run(settings, begin(settings, NAME, ["ridge"], *versions, seed), "ridge", seed)
+    os.kill(os.getpid(), signal.SIGKILL)
