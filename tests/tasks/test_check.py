@@ -12,10 +12,8 @@ from fieldloop.domain.errors import DocumentError, TrainingError
 from fieldloop.domain.recipe import Recipe
 from fieldloop.stores.settings import Settings
 from tasks.check import Checked, inspect, require_channels
-from tasks.examples import Examples, examples
 from tasks.leaks import likenesses, refuse_leaks
-from tasks.preprocess import split_up
-from tests.tasks.farm import TEXT, FarmSettings, farm, tables
+from tests.tasks.farm import TEXT, FarmSettings, farm, windows_of
 
 CLASSES = "{kind: class, labels: {file: a.csv}, classes: [calm, rough, storm]}"
 
@@ -26,17 +24,6 @@ def recipe(target: str = "{metric: active_power}", split: str = "") -> Recipe:
     text = re.sub(r"candidates:\n(  .*\n)+promotion: .*\n", f"candidates: [{{algorithm: {kind}}}]\n", TEXT)
     text = re.sub(r"split: .*\n", f"split: {split}\n", text) if split else text
     return load(Recipe, text.replace("NAME", "tiny").replace("{metric: active_power}", target), "r.yaml")
-
-
-def windows_of(of: Recipe, target: pl.Expr | None = None, **columns: pl.Expr) -> Examples:
-    """The farm's windows, with another target or other channels."""
-    grid, index = tables(of)
-    grid = grid.with_columns(**columns)
-    index = index.drop("split")
-    if target is not None:
-        joined = index.join(grid, left_on=["device", "end_time"], right_on=["device", "step_time"], how="left")
-        index = index.with_columns(joined.with_columns(target=target.cast(pl.Float32))["target"])
-    return examples(of, grid, split_up(of, index))
 
 
 def said(checked: Checked) -> str:
