@@ -133,8 +133,8 @@ def _proof(version: ModelVersion, parity: Certificate) -> str:
     return (
         "### Proof\n\n"
         f"- parity of graph and native model: largest difference {parity.max_abs_diff:g} (limit {parity.limit:g}) on "
-        f"{parity.rows:,} held-out windows, {parity.rows_with_gaps:,} with gaps; onnxruntime "
-        f"{parity.runtime.get('onnxruntime', 'unknown')}{graph}\n"
+        f"{parity.rows:,} held-out windows, {parity.rows_with_gaps:,} with gaps, {parity.rows_at_branches:,} "
+        f"at branches of trees; onnxruntime {parity.runtime.get('onnxruntime', 'unknown')}{graph}\n"
         f"- made again bit for bit by `fieldloop model rebuild {version.label}`; inputs and output: see the schema"
     )
 

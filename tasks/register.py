@@ -19,6 +19,7 @@ from fieldloop.domain.recipe import Recipe, load_recipe
 from fieldloop.stores import registry
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
+from tasks.branches import closest
 from tasks.candidates import Model, file_names, problem, restore
 from tasks.card import model_card
 from tasks.challenge import Verdict, examples_of, figures, judge, settle
@@ -29,6 +30,7 @@ from tasks.tags import ALGORITHM, BEST_RUN
 
 PARITY: Final = "release/parity.json"
 ROWS_ALONE: Final = 1_000  # windows that are also run one at a time
+_NEAR: Final = 4  # one in so many is compared since a tree nearly branches the other way there
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,9 @@ def describe(result: RegisterResult) -> str:
             *figures(verdict),
             "",
             f"Parity: graph and native model differ by at most {parity.max_abs_diff:g} (limit {parity.limit:g}) on "
-            f"{parity.rows:,} held-out windows, {parity.rows_with_gaps:,} of them with gaps; of {parity.rows_alone:,} "
-            f"run one at a time {parity.rows_alone_exact:,} gave the same bits as in batch.",
+            f"{parity.rows:,} held-out windows, {parity.rows_with_gaps:,} of them with gaps and "
+            f"{parity.rows_at_branches:,} where a tree nearly branches the other way; of {parity.rows_alone:,} run one "
+            f"at a time {parity.rows_alone_exact:,} gave the same bits as in batch.",
         )
     )
 
@@ -182,15 +185,17 @@ def _compare(settings: Settings, recipe: Recipe, run_id: str, found: Examples) -
     """Run graph and native model over held-out windows."""
     test = found.chosen("test")
     held_out = features(found, test)
-    rows = spread_out(held_out, recipe.parity.rows)
-    chosen, held_out = test[rows], held_out[rows]
     graph = registry.run_graph(settings, run_id)
+    near = closest(graph, held_out, recipe.parity.rows // _NEAR)
+    rest = np.setdiff1d(np.arange(len(test)), near)
+    rows = np.sort(np.append(near, rest[spread_out(held_out[rest], recipe.parity.rows - len(near))]))
+    chosen, held_out = test[rows], held_out[rows]
     native = _native(settings, recipe, run_id).predict(held_out)
     gaps = int(np.count_nonzero(np.isnan(held_out).any(axis=1)))
     batch = apply(graph, found, chosen)
     some = np.arange(0, len(chosen), max(1, len(chosen) // ROWS_ALONE))
     alone = _alone(graph, found, chosen[some])
-    return certify(native, batch, some, alone, gaps, recipe.parity.limit, runtime())
+    return certify(native, batch, some, alone, gaps, recipe.parity.limit, runtime(), len(near))
 
 
 def _alone(graph: bytes, found: Examples, chosen: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -33,6 +33,7 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         passed: within the limit.
         runtime: versions that computed it, by package.
         compared: what was compared, in words.
+        rows_at_branches: of the rows, those chosen since a tree nearly branches the other way.
     """
 
     rows: int
@@ -45,6 +46,7 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passed: bool
     runtime: dict[str, str]
     compared: str = COMPARED
+    rows_at_branches: int = 0  # as certificates have it that were given before it was counted
 
 
 def certify(
@@ -55,6 +57,7 @@ def certify(
     rows_with_gaps: int,
     limit: float,
     runtime: dict[str, str],
+    rows_at_branches: int = 0,
 ) -> Certificate:
     """Compare predictions on the same windows.
 
@@ -66,6 +69,7 @@ def certify(
         rows_with_gaps: of the N windows, those with a missing feature.
         limit: largest difference allowed, unit of the target.
         runtime: versions that computed them, by package.
+        rows_at_branches: of the N windows, those chosen since a tree nearly branches the other way.
     """
     if native.shape[1:] != batch.shape[1:]:
         raise ParityError(f"parity: expected as many columns from both, got {native.shape[1:]} and {batch.shape[1:]}")
@@ -79,9 +83,9 @@ def certify(
     largest = max(known) if len(known) == len(differences) else None
     exact = int(np.count_nonzero((_bits(batch[rows_alone]) == _bits(alone)).all(axis=1)))
     passed = largest is not None and largest <= limit and len(native) > 0
-    return Certificate(
-        len(native), rows_with_gaps, len(alone), exact, largest, flips, limit, passed, dict(sorted(runtime.items()))
-    )
+    counts = len(native), rows_with_gaps, len(alone), exact
+    versions = dict(sorted(runtime.items()))
+    return Certificate(*counts, largest, flips, limit, passed, versions, rows_at_branches=rows_at_branches)
 
 
 def require(certificate: Certificate) -> None:

@@ -116,7 +116,7 @@ def compared(settings: FarmSettings, version: registry.ModelVersion) -> Verdict:
 
 
 def test_certificate_is_logged(settings: FarmSettings, training: Training) -> None:
-    """Every kind of candidate is proved on the recipe's rows, gaps among them, and the certificate says so."""
+    """Every kind of candidate is proved on the recipe's rows, gaps and rows at branches among them, and it says so."""
     for algorithm in training.algorithms:
         run_id = fitted(settings, training, algorithm)
         proved = prove(settings, NAME, run_id)
@@ -126,6 +126,7 @@ def test_certificate_is_logged(settings: FarmSettings, training: Training) -> No
         assert logged.rows == 2000
         assert logged.rows_with_gaps > 300
         assert logged.rows_alone == 1000
+        assert logged.rows_at_branches == (0 if algorithm == "ridge" else 500)
         assert "onnxruntime" in logged.runtime
 
 
