@@ -33,7 +33,7 @@ NAB_ARCHIVE = "nab.tar.zst"
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure to reach.
+    """A figure to reach, to as many digits as it is given.
 
     Attributes:
         figure: its name as the run logs it.
@@ -49,6 +49,7 @@ class Claim:
 
     def reached(self, value: float) -> bool:
         """Tell whether a value is as good."""
+        value = round(value, len(str(self.reference).partition(".")[2]))
         return value <= self.reference if self.lower else value >= self.reference
 
 

@@ -55,6 +55,8 @@ class ClockDocument(Section):
         pattern: of `strptime`, such as `%d/%m/%Y %H:%M:%S`.
         start: of `elapsed`: the moment at which it counted 0; for cycles and rows any will do.
         unit: of `elapsed`: what it counts, such as `1 s` or `1 ms`; left out, it counts records, one a cadence.
+        round: where a device's times tremble about its cadence (:59, :00, :01), what they are rounded to, such as
+            `1 min`: else two records share a grid step, and the next has none.
     """
 
     kind: Literal[
@@ -66,6 +68,7 @@ class ClockDocument(Section):
     pattern: Annotated[str, Field(max_length=64)] | None = None
     start: AwareDatetime | None = None
     unit: str | None = None
+    round: str | None = None
 
     @field_validator("pattern")
     @classmethod
@@ -109,10 +112,10 @@ class ClockDocument(Section):
             raise ValueError(f"a clock of kind `{self.kind}` takes no `unit`")
         return self
 
-    def compile(self, unit_us: int) -> Clock:
-        """Return the clock with its zone as plain numbers, and the microseconds that `elapsed` counts by."""
+    def compile(self, unit_us: int, round_us: int) -> Clock:
+        """Return the clock with its zone as plain numbers, and its durations in microseconds."""
         zone = None if self.zone is None else compile_zone(self.zone)
-        clock = Clock(self.field or "", self.kind, self.fields or (), zone, self.pattern or "")
+        clock = Clock(self.field or "", self.kind, self.fields or (), zone, self.pattern or "", round_us=round_us)
         if self.start is None:
             return clock
         return msgspec.structs.replace(clock, start_us=to_us(self.start), unit_us=unit_us)

@@ -184,9 +184,11 @@ class ProfileDocument(Section):
 
     @field_validator("clock")
     @classmethod
-    def _unit(cls, clock: ClockDocument | None) -> ClockDocument | None:
-        if clock is not None and clock.unit is not None and not duration_us(clock.unit):
-            raise ValueError(f"`unit`: expected a duration of at least a microsecond, got {clock.unit!r}")
+    def _durations(cls, clock: ClockDocument | None) -> ClockDocument | None:
+        for name in ("unit", "round"):
+            text = None if clock is None else getattr(clock, name)
+            if text is not None and not duration_us(text):
+                raise ValueError(f"`{name}`: expected a duration of at least a microsecond, got {text!r}")
         return clock
 
     @field_validator("channels")
@@ -344,7 +346,8 @@ def duration_us(text: str) -> int:
 def _compile_clock(parsed: ProfileDocument) -> Clock:
     """Return the clock that is written, or the one that the format has."""
     if parsed.clock is not None:
-        return parsed.clock.compile(duration_us(parsed.clock.unit or parsed.cadence))
+        unit_us = duration_us(parsed.clock.unit or parsed.cadence)
+        return parsed.clock.compile(unit_us, duration_us(parsed.clock.round) if parsed.clock.round else 0)
     return Clock("", "payload" if parsed.format in _OWN_CLOCK else "arrival")
 
 

@@ -33,7 +33,7 @@ def event_times(
     sequence: NDArray[np.int64],
     carry: Carry,
 ) -> NDArray[np.int64]:
-    """Return UTC microseconds ([N] int64); `NOT_A_TIME` where a record's time cannot be read.
+    """Return UTC microseconds ([N] int64), rounded as the clock says; `NOT_A_TIME` where a time cannot be read.
 
     Args:
         clock: how the device writes its clock. ISO 8601 needs an offset or `Z` where the clock has no zone: a local
@@ -46,6 +46,23 @@ def event_times(
         sequence: [N] int64, place of their messages in the stream.
         carry: where the devices' clocks stood before them in an hour that comes twice; is brought up to date.
     """
+    times = _exact_times(clock, columns, devices, arrival_us, cadence_us, sequence, carry)
+    if not clock.round_us:
+        return times
+    rounded = (times + clock.round_us // 2) // clock.round_us * clock.round_us
+    return np.where(times == NOT_A_TIME, times, rounded)
+
+
+def _exact_times(
+    clock: Clock,
+    columns: Sequence[Column],
+    devices: Sequence[str],
+    arrival_us: NDArray[np.int64],
+    cadence_us: int,
+    sequence: NDArray[np.int64],
+    carry: Carry,
+) -> NDArray[np.int64]:
+    """Return the times as they are written, see `event_times`."""
     if clock.kind == "arrival":
         return arrival_us.copy()
     if clock.kind in US_PER_UNIT:

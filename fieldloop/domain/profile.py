@@ -79,6 +79,7 @@ class Clock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pattern: of `strptime`.
         start_us: where an `elapsed` clock counts from, UTC microseconds.
         unit_us: what it counts, microseconds.
+        round_us: times become the nearest multiple of it, microseconds; 0 leaves them as they are.
     """
 
     field: str
@@ -88,6 +89,7 @@ class Clock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pattern: str = ""
     start_us: int = 0
     unit_us: int = 0
+    round_us: int = 0
 
 
 class CsvLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

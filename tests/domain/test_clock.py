@@ -110,6 +110,12 @@ def test_a_time_against_the_pattern_is_marked(text):
     assert read(offset, [text, "01/01/2015 08:00 +0800"]) == [NOT_A_TIME, 1_420_070_400_000_000]
 
 
+def test_times_that_tremble_are_rounded():
+    """To the nearest multiple; what is no time stays none."""
+    clock = Clock("t", "epoch_s", round_us=60_000_000)
+    assert read(clock, [59, 60, 61, 90, None]) == [60_000_000, 60_000_000, 60_000_000, 120_000_000, NOT_A_TIME]
+
+
 def test_what_has_elapsed_counts_from_the_start():
     """Cycles of an hour, as numbers or texts."""
     clock = Clock("cycle", "elapsed", start_us=1_420_070_400_000_000, unit_us=3_600_000_000)

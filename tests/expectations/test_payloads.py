@@ -97,6 +97,7 @@ def test_senml_knows_the_units_of_the_channels_quantity():
         ("format: json\nclock: {kind: strptime, field: t, pattern: '%Q'}\n" + CHANNEL, "not a pattern of strptime"),
         ("format: json\nclock: {kind: elapsed, field: t}\n" + CHANNEL, "needs a `start`"),
         ("format: json\nclock: {kind: iso, field: t, unit: 1 s}\n" + CHANNEL, "takes no `unit`"),
+        (ELAPSED.replace("}", ", round: 0 s}") + CHANNEL, "`round`: expected a duration of at least a microsecond"),
         (ELAPSED.replace("}", ", unit: 1 cycle}") + CHANNEL, "x.yaml:5: `clock`: expected a duration"),
         ("format: lorawan\nclock: {kind: iso, field: t}\n" + CHANNEL, "needs `uplink`"),
         (UPLINK.replace("name: temp", "name: tmp") + CHANNEL, "field `temp` is none of `uplink.fields`"),
