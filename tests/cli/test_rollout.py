@@ -1,6 +1,8 @@
 """Rollouts and targets on the command line, and a rehearsal, beside the demonstration's platform."""
 
 import json
+from collections import Counter
+from random import Random
 
 import pytest
 from typer.testing import CliRunner
@@ -8,7 +10,7 @@ from typer.testing import CliRunner
 from fieldloop.cli.main import app
 from fieldloop.cli.rehearse import run
 from fieldloop.domain.errors import StoreError
-from infra.rehearsal.faults import Faults
+from infra.rehearsal.faults import Fate, Faults
 from infra.rehearsal.stage import Cast
 from tests.conftest import Looped
 
@@ -42,15 +44,21 @@ def test_targets_are_listed_and_shown(settled: Looped) -> None:
 
 
 def test_a_rehearsal_predicts_and_leaves_the_fleet_alone(settled: Looped) -> None:
-    """The real flow, against gateways some of which are silent or damage what they load, on a stage of its own."""
+    """The real flow, on a stage of its own: how many fail, and why, is as it was drawn.
+
+    Gateways are silent, damage what they load, are out of reach now and then, and have clocks that are off by an hour.
+    """
     before = _said("rollout", "list")
     plan = settled.settings.data_dir / "plan.yaml"
     plan.write_text("waves: [50%, all]\nlimits: {deadline_s: 6, failed: 0.5, silent: 0.5}\n")
-    cast = Cast(30, processes=1, faults=Faults(silent=0.2, corrupting=0.1), heartbeat_s=1.0, seed=2)
+    faults = Faults(silent=0.2, corrupting=0.1, offline=0.05, offline_s=1, skew_s=3600)
+    cast = Cast(30, processes=1, faults=faults, heartbeat_s=1.0, seed=2)
+    fates = Counter(faults.fate(Random(f"{cast.seed}/{name}")) for name in cast.names())  # noqa: S311 - a simulation
     outcome = run(settled.settings, "turbine-power", "champion", None, cast, plan)
     assert outcome.phase == "completed"
-    assert sum(outcome.states.values()) == 30
-    assert outcome.running == outcome.states["proved"] < 30
+    assert (outcome.states["silent"], outcome.states["failed"]) == (fates[Fate.SILENT], fates[Fate.CORRUPTING])
+    assert outcome.running == outcome.states["proved"] == fates[Fate.WELL] < 30
+    assert 0 < outcome.proved_s < outcome.seconds
     assert outcome.wire_bytes > outcome.running * outcome.median_bytes > 0
     assert _said("rollout", "list") == before
 

@@ -5,6 +5,7 @@ import json
 import resource
 
 import msgspec
+import numpy as np
 import pytest
 
 from fieldloop.domain import alerts
@@ -12,8 +13,11 @@ from fieldloop.domain.alerts import Alert, Limits
 from fieldloop.domain.errors import ServiceError
 from fieldloop.domain.release import CHUNK_BYTES, Budget
 from fieldloop.domain.rollout import NOTHING, Desired
-from fieldloop.edge import updater
-from fieldloop.edge.slots import Slots
+from fieldloop.edge import download, model, updater
+from fieldloop.edge.download import Job
+from fieldloop.edge.scorer import Windows
+from fieldloop.edge.serving import Serving
+from fieldloop.edge.slots import Slots, State
 from fieldloop.stores import broker, releases
 from tests.edge.targets import Gateway, make_release, payload, poll
 
@@ -186,6 +190,42 @@ def test_a_download_goes_on_where_it_was_cut_off(gateway: Gateway) -> None:
     assert updater.fetch(read, root, folder / "tuf", folder / "incoming", desired) == release
     again = [key for key in asked[before + 20 :] if key.startswith("targets/")]
     assert all("canary" in key for key in again)
+
+
+def test_a_download_keeps_to_its_pace(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It pauses as long as all that came may take."""
+    published = releases.publish(gateway.settings, make_release(model="pace"))
+    mirror, came, paused, sleep = asyncio.run(_mirror(gateway)), [0], [0.0], asyncio.sleep
+    (gateway.config.parent / "root.json").write_bytes(releases.trusted_root(gateway.settings))
+
+    async def read(key: str) -> bytes | None:
+        came[0] += len(mirror.get(key, b""))
+        return mirror.get(key)
+
+    async def pause(seconds: float) -> None:
+        paused[0] += seconds
+        await sleep(0)
+
+    folder, desired = gateway.config.parent, Desired(published.digest, published.manifest, 0, "test")
+    job = Job(str(folder / "root.json"), str(folder / "tuf"), {}, desired, str(folder / "staging"), str(folder / "all"))
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    asyncio.run(download.fetch(job, read, 1000))
+    assert came[0] / 1000 <= paused[0] < came[0] / 1000 + 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason"),
+    [(Budget(memory_bytes=1 << 20), "memory over budget"), (Budget(latency_s=1e-9), "latency over budget")],
+)
+def test_a_release_that_grows_or_slows_after_the_switch_is_left(budget: Budget, reason: str) -> None:
+    """Not at the first look, and not before there are enough windows to say so."""
+    serving, window = Serving(), np.zeros((1, 2, 3), dtype=np.float32)
+    serving.run(model.load(make_release(budget=budget)), State())
+    assert serving.breach() is None
+    for _ in range(100):
+        serving.predict(Windows([("d", 1)], np.zeros(1, dtype=np.int64), window, 0, 0.0))
+    looks = [serving.breach() for _ in range(3)]
+    assert reason in (looks[-1] or "")
 
 
 def _alerts(gateway: Gateway) -> list[Alert]:

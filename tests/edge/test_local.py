@@ -113,6 +113,30 @@ def test_over_nats_the_gateways_own_server_needs_no_preparation(gateway: Gateway
     assert len(gateway.await_rows(16)) == 16
 
 
+def test_what_a_full_spool_had_no_room_for_is_reported_as_a_gap(gateway: Gateway, leaf: int) -> None:
+    """Away for longer than there is room: what was kept comes, and the platform is told what is missing, and when."""
+    release = make_release(model="gap")
+    gateway.configure(readings={"url": f"nats://127.0.0.1:{leaf}"}, spool_bytes=1000)
+    gateway.desire(release)
+    gateway.start()
+    gateway.await_running(release)
+    _await_session(gateway)
+    home = gateway.config.read_bytes()
+    gateway.kill(signal.SIGTERM)
+    gateway.configure(broker="tls://127.0.0.1:1")
+    gateway.start()
+    for step in range(0, STEPS, 10):
+        _publish_nats(gateway, leaf, range(step, step + 10))
+        _await_health(gateway, b'"scored":%d,' % (step + 6))
+    gateway.kill(signal.SIGTERM)
+    gateway.config.write_bytes(home)
+    gateway.start()
+    spool = gateway.await_report(lambda report: report.spool.dropped > 0 and report.spool.waiting == 0).spool
+    assert 6 <= len(gateway.rows()) < STEPS - 4
+    assert 0 < sum(gap.count for gap in spool.gaps) <= spool.dropped
+    assert all(gap.from_us <= gap.until_us for gap in spool.gaps)
+
+
 def test_over_mqtt_an_agent_is_told_of_other_devices(
     gateway: Gateway, mosquitto: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
