@@ -5,14 +5,17 @@ Order of steps, a table at a time: make many small files few (`compact`), delete
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated, Final
 
 from prefect import task
 from pydantic import Field
 
-from fieldloop.domain.recipe import recipe_names
+from fieldloop.domain.errors import DocumentError
+from fieldloop.domain.recipe import load_recipe, recipe_names
 from fieldloop.stores import compaction, registry
 from fieldloop.stores.compaction import LAYOUTS, Size
 from fieldloop.stores.lake import Lake
@@ -56,10 +59,23 @@ def maintain_table(table: str, keep_days: int) -> Maintained:
 
 @task(name="maintain examples", retries=2, retry_delay_seconds=10, timeout_seconds=TIMEOUT_S)
 def maintain_examples(keep_days: int) -> list[Maintained]:
-    """Vacuum the grids and windows of all recipes."""
+    """Vacuum the grids and windows of all recipes and their groups."""
     settings = Settings()
-    names = recipe_names(settings.root)
+    names = learnt_under(settings.root)
     return [done for name in names for done in clear_examples(settings, name, timedelta(days=keep_days))]
+
+
+def learnt_under(root: Path) -> list[str]:
+    """Return the names under which tables and runs of recipes may be: each recipe's, and those of its groups.
+
+    A recipe that cannot be read just now does not keep the others from upkeep: its own name has to do.
+    """
+    names = []
+    for name in recipe_names(root):
+        names.append(name)
+        with suppress(DocumentError):
+            names += [member.name for member in load_recipe(root, name).members if member.name != name]
+    return names
 
 
 def clear_examples(settings: Settings, recipe: str, keep: timedelta) -> list[Maintained]:
@@ -87,7 +103,7 @@ def clear_examples(settings: Settings, recipe: str, keep: timedelta) -> list[Mai
 def close_abandoned_runs() -> int:
     """Mark the runs of trainings that were killed; return how many."""
     settings, before = Settings(), datetime.now(UTC) - ABANDONED_AFTER
-    return sum(len(close_abandoned(settings, name, before)) for name in recipe_names(settings.root))
+    return sum(len(close_abandoned(settings, name, before)) for name in learnt_under(settings.root))
 
 
 def close_abandoned(settings: Settings, recipe: str, before: datetime) -> list[str]:

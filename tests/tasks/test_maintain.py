@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -21,8 +22,9 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from fieldloop.stores.tables import SCHEMAS
 from tasks.acquire import acquire
-from tasks.maintain import TABLES, maintain, rows
+from tasks.maintain import TABLES, learnt_under, maintain, rows
 from tasks.partitions import positions
+from tests.tasks.farm import TEXT
 
 PROFILE = "senvion-mm82"
 KEEP = timedelta(days=7)
@@ -179,3 +181,12 @@ def test_the_smaller_layout_is_kept() -> None:
     by_metric = pq.ParquetFile(io.BytesIO(encode(archive, LAYOUTS["readings"])))
     assert by_metric.metadata.num_row_groups == 2
     assert_frame_equal(pl.DataFrame(by_metric.read()), archive.sort("metric", "device", "event_time"))
+
+
+def test_groups_are_kept_up_too(tmp_path: Path) -> None:
+    """Each group has tables and runs of its own; a recipe that cannot be read stops nobody else's upkeep."""
+    (tmp_path / "recipes").mkdir()
+    groups = "groups: {label: site, of: {north: {include: [T1]}, south: {include: [T2]}}}\n"
+    for name, text in (("broken", "name: [\n"), ("plain", TEXT), ("sites", TEXT + groups)):
+        (tmp_path / "recipes" / f"{name}.yaml").write_text(text.replace("NAME", name))
+    assert learnt_under(tmp_path) == ["broken", "plain", "sites", "sites--north", "sites--south"]
