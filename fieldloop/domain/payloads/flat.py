@@ -22,7 +22,7 @@ Places = NDArray[np.int64]
 
 FEWEST: Final = 16  # messages for which a layout is worth while
 LAYOUTS: Final = 4  # tried on a batch, at most
-BLOCK_BYTES: Final = 1 << 18  # of text that is looked at at once, about
+BLOCK_BYTES: Final = 1 << 19  # of text that is looked at at once, about
 
 _KEY: Final = rb'"([A-Za-z0-9_\- ]+)"[ \t\r\n]*:[ \t\r\n]*'
 _FIELD: Final = re.compile(_KEY + rb"(-?[0-9][0-9.]*)")

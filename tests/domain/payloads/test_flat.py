@@ -99,6 +99,13 @@ def test_one_odd_message_leaves_the_others_to_the_quick_way() -> None:
     assert found.columns["temp"].tolist() == [place / 10 for place in range(100) if place != 42]
 
 
+def test_messages_of_several_blocks_come_out_in_order_and_without_the_odd_ones() -> None:
+    sent = [f'{{"t": {T}, "temp": {row / 10}, "hum": {row % 100}}}'.encode() for row in range(1_000)]
+    sent[7], sent[-1] = b'{"t": 1', b'{"t": "no number"}'
+    with mock.patch.object(flat, "BLOCK_BYTES", 1 << 10):
+        same(json_payloads.decode(PROFILE, messages(*sent)), json_payloads.decode_each(PROFILE, messages(*sent)))
+
+
 def test_two_firmwares_are_two_layouts() -> None:
     """Messages written in two ways are read in two goes, arrays of any length in one."""
     spaced = [json.dumps([{"t": T, "temp": 1.5}] * count).encode() for count in range(2, 40)]
