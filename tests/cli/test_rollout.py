@@ -50,7 +50,7 @@ def test_a_rehearsal_predicts_and_leaves_the_fleet_alone(settled: Looped) -> Non
     """
     before = _said("rollout", "list")
     plan = settled.settings.data_dir / "plan.yaml"
-    plan.write_text("waves: [50%, all]\nlimits: {deadline_s: 6, failed: 0.5, silent: 0.5}\n")
+    plan.write_text("limits: {deadline_s: 12, failed: 0.5, silent: 0.5}\n")
     faults = Faults(silent=0.2, corrupting=0.1, offline=0.05, offline_s=1, skew_s=3600)
     cast = Cast(30, processes=1, faults=faults, heartbeat_s=1.0, seed=2)
     fates = Counter(faults.fate(Random(f"{cast.seed}/{name}")) for name in cast.names())  # noqa: S311 - a simulation
