@@ -6,13 +6,16 @@ import urllib.request
 from collections.abc import Iterator
 from datetime import datetime
 
+import httpx
 import polars as pl
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from rich.console import Console
+from typer.testing import CliRunner
 
 from expectations.profiles import load_profile
 from fieldloop.cli.demo import PROFILE, RECIPE, TURBINES, run_demo
+from fieldloop.cli.main import app
 from fieldloop.stores import objects, registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import BUCKETS, STORE_IDENTITIES, Settings
@@ -46,6 +49,30 @@ def test_edge_scored_the_lakes_windows(looped: Looped) -> None:
     outcomes = dict(outcome.split(": ", 1) for _, outcome, _ in looped.demo.rows if outcome.startswith("windows bit"))
     total = f"{len(predictions):,}"
     assert outcomes == {"windows bit for bit as in the lake": f"{total} of {total}"}
+
+
+@pytest.mark.parametrize("event", ["fieldloop.readings.landed", "fieldloop.model.registered"])
+def test_commit_and_registration_are_announced(looped: Looped, event: str) -> None:
+    """What automations wait for is said with what they ask: the table's version and rows, the model's and its alias."""
+    answer = httpx.post(f"{looped.settings.prefect_api}/events/filter", json={"filter": {"event": {"name": [event]}}})
+    payloads = [each["payload"] for each in answer.raise_for_status().json()["events"]]
+    if event == "fieldloop.model.registered":
+        assert {"version": 1, "alias": "champion", "promoted": True} in payloads
+    else:
+        assert {name for payload in payloads for name in payload.get("names", [])} >= set(TURBINES)
+        assert all(payload["rows"] > 0 and payload["table_version"] >= 0 for payload in payloads)
+
+
+def test_a_recipe_is_checked_before_it_is_learnt(looped: Looped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command shows parts, devices and example windows of what is in the lake."""
+    for name, value in looped.settings.environment().items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, ["recipe", "check", RECIPE], catch_exceptions=False, env={"COLUMNS": "200"})
+    shown = result.output
+    assert result.exit_code == (1 if "problem: " in shown else 0)
+    assert f"recipe {RECIPE}: value `active_power` from " in shown
+    assert all(turbine in shown for turbine in TURBINES)
+    assert all(part in shown for part in ("parts", "train", "validation", "test", "examples", "wind_speed"))
 
 
 def load_window(settings: Settings) -> int:
