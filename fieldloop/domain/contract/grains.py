@@ -1,9 +1,9 @@
 """The grain of a channel's values: to how many decimals a device writes, and what a change of unit leaves of it.
 
-A sensor resolves so much, and firmware converts what it has read. So values times ten, a hundred or a thousand end in
-zeros that no value had; knots made of hundredths of m/s leave out every other hundredth; watts told in MW have decimals
-that there never were. Each reading says a little of it, whatever the weather does. What firmware converts before it
-rounds shows no grain and is found by its levels alone.
+A sensor resolves so much, and firmware converts what it has read: knots made of hundredths of m/s leave out every other
+hundredth, whatever the weather does. Each reading says a little of it. Fewer or more decimals alone say nothing for a
+change: real feeds round otherwise from one season to the next. Final digits that no multiple of ten has speak against
+one. What firmware converts before it rounds shows no grain and is found by its levels alone.
 """
 
 from dataclasses import dataclass, fields
@@ -102,11 +102,14 @@ class Grains:
 
     def of(self, number: int, change: Change) -> Floats:
         """Return what each reading says for a change, as a logarithm of two likelihoods ([N] float64)."""
+        said = np.zeros(self._size)
+        if change.scale < 1:
+            return said
         fits = self._fits(change)
         share = np.clip(self._history.fits[self._owner, number], _RARE, 1.0)
         amiss = np.minimum(np.log(_AMISS / np.maximum(1.0 - share, 1e-9)), 0.0)
-        said = np.zeros(self._size)
-        said[self._rows] = np.where(self._known, np.where(fits, -np.log(share), amiss), 0.0)
+        told = 0.0 if _is_power_of_ten(change.scale) else -np.log(share)
+        said[self._rows] = np.where(self._known, np.where(fits, told, amiss), 0.0)
         return said
 
     def learn(self, kept: NDArray[np.bool_]) -> None:
@@ -132,11 +135,14 @@ class Grains:
         promise = self._promise
         scale = change.scale
         offset = (change.scale * promise.offset + change.offset - promise.offset) / promise.scale
-        if scale < 1:
-            return np.asarray(self._decimals[self._rows] > self._digits)
         true = np.rint((self._sent - offset) / (scale * self._grain)) * self._grain
         apart = np.abs(scale * true + offset - self._sent)
         return np.asarray(apart <= 0.5 * self._grain * 1.001 + _FLOAT32 * np.abs(self._sent))
+
+
+def _is_power_of_ten(scale: float) -> bool:
+    power = np.log10(scale)
+    return bool(abs(power - np.rint(power)) < 1e-6 and power > 0.5)
 
 
 def decimals(value: Floats) -> Ints:
