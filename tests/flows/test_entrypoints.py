@@ -2,12 +2,15 @@
 
 import importlib
 import importlib.util
+import pkgutil
 from pathlib import Path
 
 import pytest
 import yaml
-from prefect import Flow
+from prefect import Flow, Task
 from prefect.utilities.callables import parameter_schema
+
+import tasks
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -38,3 +41,11 @@ def test_entrypoint_is_a_flow_whose_form_explains_itself(deployment: dict[str, s
 def test_no_flow_hides_a_package(name: str) -> None:
     """Prefect puts `flows/` first on the path: a file named like a package would be imported in its place."""
     assert importlib.util.find_spec(name) is None
+
+
+def test_tasks_bear_no_tags() -> None:
+    """Each tag of a task would cost a write on Prefect's server before the task starts (ADR 34)."""
+    modules = [importlib.import_module(f"tasks.{found.name}") for found in pkgutil.iter_modules(tasks.__path__)]
+    steps = {step.name: step.tags for module in modules for step in vars(module).values() if isinstance(step, Task)}
+    assert len(steps) > 20
+    assert not {name: tags for name, tags in steps.items() if tags}

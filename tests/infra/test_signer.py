@@ -1,6 +1,9 @@
 """Tokens, certificates and revocation, with the real broker and signer: what is granted, what is refused."""
 
 import asyncio
+import os
+import socket
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ from infra.local import roster
 from infra.local.authority import make_authority
 from infra.local.identities import admit_targets, enrol_targets, revoke
 from infra.local.keys import make_secrets
+from infra.local.signer import spec
 
 WAIT_S = 10.0
 
@@ -293,6 +297,21 @@ def test_nobody_but_the_signer_needs_the_authoritys_key(nats: Settings) -> None:
         assert _renewal(nats, nats.certificate("target", "keyless"), "keyless").certificate
     finally:
         hidden.rename(key)
+
+
+def test_a_signal_ends_a_signer_that_waits_for_its_broker(nats: Settings) -> None:
+    """What accepts its connection and says nothing holds it in no way that SIGTERM does not end."""
+    with socket.create_server((nats.host, 0)) as silent:
+        signer = spec(nats.model_copy(update={"nats_port": silent.getsockname()[1]}))
+        process = subprocess.Popen(signer.argv, env=os.environ | signer.env, cwd=signer.cwd)
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        with connection:
+            process.terminate()
+            try:
+                assert process.wait(10) != 0
+            finally:
+                process.kill()
 
 
 def _renewal(settings: Settings, own: Certificate, name: str) -> Answer:
