@@ -23,10 +23,9 @@ demo: setup ## take real turbines' data once round the whole loop; the platform 
 down: setup ## stop the platform; its data stays
 	@$(BIN)/fieldloop down
 
-test: setup ## run the tests on real services; ARGS="-k broker" picks some, ARGS="-n 2 --dist loadgroup" takes two at a time
+test: setup ## run the tests on real services, two at a time; ARGS="-k broker" picks some
 	@command -v chromium > /dev/null || echo "no chromium here: the browser tests are skipped; Debian and Ubuntu: sudo apt-get install chromium"
-	@echo "some 20 minutes on 2 cores; the first test waits two to three of them for the loop to go round once"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 check: setup ## lint, format, types and import layers
 	$(BIN)/ruff check

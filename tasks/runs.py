@@ -315,9 +315,11 @@ def _log_graph(settings: Settings, fitted: Fitted, run_id: str) -> str:
     """
     import mlflow
     import mlflow.onnx
+    from mlflow.environment_variables import MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
+    MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING.set(False)  # the record fails where another thread reads the environment
     length, rows = fitted.recipe.window.length, len(fitted.recipe.rows)
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.float32), (-1, rows, length), WINDOW)]),

@@ -35,6 +35,7 @@ def pytest_configure() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist's own hook reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the demonstration meet the platform as it starts; keep a file's tests, and the platform's, in one process."""
     items.sort(key=lambda item: "looped" not in getattr(item, "fixturenames", ()))
