@@ -115,7 +115,8 @@ def test_a_person_decides_where_the_plan_asks(settings: Settings) -> None:
 
 def test_paused_it_asks_nobody_until_resumed(settings: Settings) -> None:
     """The first wave is proved and soaked, and the second does not begin."""
-    new = _publish(settings, Toy(7))
+    old, new = _publish(settings, Toy(15)), _publish(settings, Toy(7))
+    _roll(old, AT_ONCE)  # on all: the first wave may meet the target that another test left with a bad release
     with _Running(new, PLAN) as running:
         rollout = _await(settings, lambda rollout: rollout.release == new.digest and rollout.asked == 1)
         _say("pause", rollout.name)
