@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -315,11 +316,10 @@ def _log_graph(settings: Settings, fitted: Fitted, run_id: str) -> str:
     """
     import mlflow
     import mlflow.onnx
-    from mlflow.environment_variables import MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING.set(False)  # the record fails where another thread reads the environment
+    os.environ["MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING"] = "false"  # the record fails where another thread reads them
     length, rows = fitted.recipe.window.length, len(fitted.recipe.rows)
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.float32), (-1, rows, length), WINDOW)]),
