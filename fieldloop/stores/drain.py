@@ -21,7 +21,9 @@ from fieldloop.stores.pull import Pulled, Puller
 from fieldloop.stores.settings import Settings
 
 BATCH_MESSAGES = 200_000  # messages of one commit, at most
-BATCH_BYTES = 12 << 20  # bytes of one commit, about; three batches are in memory: read, prepared, being committed
+# Bytes of payload after which no more is asked for; what was asked for last (`pull.PULL_BYTES`) comes on top, so long
+# messages are committed 32 MiB at a time. Three batches are in memory: read, prepared, being committed.
+BATCH_BYTES = 12 << 20
 REPLY_TOKENS = 9
 PULL_WAIT_S = 30.0  # for messages that the broker has said are there
 ACK_WAIT_S = 300.0  # longer than any commit takes
