@@ -41,7 +41,7 @@ from tasks.acquire import Acquired, acquire
 
 DEVICES: Final = 50
 SINGLE_MESSAGES: Final = 1_500_000
-BATCHED_MESSAGES: Final = 80_000
+BATCHED_MESSAGES: Final = 160_000
 BATCHED_READINGS: Final = 100  # a message
 PEER_MESSAGES: Final = 60_000  # of single readings, for nats-py
 SYNC_MESSAGES: Final = 5_000  # published between two acknowledged ones, so that the broker is never overrun
