@@ -22,6 +22,7 @@ from fieldloop.cli.main import app
 from fieldloop.domain.errors import OvertakenError, ReleaseError
 from fieldloop.domain.rollout.plan import Plan
 from fieldloop.domain.rollout.record import Phase, Rollout
+from fieldloop.domain.sketch import Sketch, distance
 from fieldloop.stores import broker, fleet, releases, rollouts
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
@@ -220,6 +221,25 @@ def test_a_faulty_runtime_is_refused_and_what_ran_nothing_runs_nothing_again(the
     assert set(play.running().values()) == {None}
 
 
+def test_drifted_inputs_show_in_what_is_predicted(theatre: Settings) -> None:
+    """On a stage of its own: half of the gateways see other windows than the model learnt, and report other scores."""
+    cast = Cast(6, processes=1, heartbeat_s=0.3, windows_per_s=200, faults=Faults(drifted=0.5), seed=3)
+    with stage({"prefect_url": theatre.prefect_ui}) as own, pytest.MonkeyPatch.context() as patch:
+        for name, value in own.environment().items():
+            patch.setenv(name, value)
+        enrol(own, cast, PROFILE_NAME)
+        with temporary_settings({PREFECT_API_URL: own.prefect_api}), playing(own, cast) as play:
+            _roll(_publish(own, Toy(1)), AT_ONCE, [])
+            _until(lambda: all(scores.count > 500 for scores in _scores(own, cast).values()))
+            scores = _scores(own, cast)
+    drifted = [scores[name] for name, fate in play.fates().items() if fate == "drifted"]
+    well = [scores[name] for name, fate in play.fates().items() if fate == "well"]
+    assert len(drifted) + len(well) == len(cast.names())
+    assert drifted
+    assert min(distance(each, other) for each in drifted for other in well) > 0.25
+    assert max(distance(each, other) for each in well for other in well) < 0.25
+
+
 def test_targets_are_chosen_by_devices_and_labels() -> None:
     """A target counts if it serves a device that the release can read; no labels choose all of these."""
     targets = (
@@ -305,6 +325,12 @@ def _running(settings: Settings) -> dict[str, str | None]:
     """Return what each simulated gateway says that it runs."""
     seen = _with(settings, lambda js: rollouts.sightings(js, CAST.names()))
     return {name: s.report.running.release if s.report.running else None for name, s in seen.items()}
+
+
+def _scores(settings: Settings, cast: Cast) -> dict[str, Sketch]:
+    """Return the distribution of predictions that each gateway reports."""
+    seen = _with(settings, lambda js: rollouts.sightings(js, cast.names()))
+    return {name: seen[name].report.served.scores if name in seen else Sketch() for name in cast.names()}
 
 
 def _asked(settings: Settings) -> set[str]:
