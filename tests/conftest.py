@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import hypothesis
 import pytest
 from rich.console import Console
 
@@ -28,7 +29,9 @@ PORTS = ("store_port", "nats_port", "mqtt_port", "prefect_port", "mlflow_port")
 
 
 def pytest_configure() -> None:
-    """Let no setting of the person who runs the tests reach them; keep the one that names a MinIO."""
+    """Let no setting of the person who runs the tests reach them, nor a clock; keep the one that names a MinIO."""
+    hypothesis.settings.register_profile("untimed", deadline=None)  # by default, no example may take 200 ms
+    hypothesis.settings.load_profile("untimed")
     for name in [name for name in os.environ if name.startswith(("FIELDLOOP_", "PREFECT_", "MLFLOW_"))]:
         if name not in ("FIELDLOOP_MINIO", "FIELDLOOP_NO_SKIP"):
             del os.environ[name]

@@ -46,43 +46,38 @@ def event_times(
         sequence: [N] int64, place of their messages in the stream.
         carry: where the devices' clocks stood before them in an hour that comes twice; is brought up to date.
     """
-    times = _exact_times(clock, columns, devices, arrival_us, cadence_us, sequence, carry)
+    times, local = _read(clock, columns, arrival_us)
+    if local.any():
+        if clock.zone is None:
+            times = np.where(local, NOT_A_TIME, times)
+        else:
+            rows = np.flatnonzero(local & (times != NOT_A_TIME))
+            owners = [devices[row] for row in rows.tolist()]
+            arrived, places = arrival_us[rows], sequence[rows]
+            times[rows] = local_to_utc_us(clock.zone, times[rows], owners, arrived, cadence_us, places, carry)
     if not clock.round_us:
         return times
     rounded = (times + clock.round_us // 2) // clock.round_us * clock.round_us
     return np.where(times == NOT_A_TIME, times, rounded)
 
 
-def _exact_times(
-    clock: Clock,
-    columns: Sequence[Column],
-    devices: Sequence[str],
-    arrival_us: NDArray[np.int64],
-    cadence_us: int,
-    sequence: NDArray[np.int64],
-    carry: Carry,
-) -> NDArray[np.int64]:
-    """Return the times as they are written, see `event_times`."""
-    if clock.kind == "arrival":
-        return arrival_us.copy()
-    if clock.kind in US_PER_UNIT:
-        return _epoch_us(columns[0], US_PER_UNIT[clock.kind])
-    if clock.kind == "elapsed":
-        return _epoch_us(columns[0], clock.unit_us, clock.start_us)
+def _read(
+    clock: Clock, columns: Sequence[Column], arrival_us: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return microseconds ([N] int64) as they are written, and which of them are local times ([N] bool)."""
     if clock.kind == "parts":
-        times, local = _parts_us(columns), np.ones(len(arrival_us), dtype=np.bool_)
-    elif clock.kind == "strptime":
-        times, local = _patterned_us(clock.pattern, columns)
+        return _parts_us(columns), np.ones(len(arrival_us), dtype=np.bool_)
+    if clock.kind == "strptime":
+        return _patterned_us(clock.pattern, columns)
+    if clock.kind == "iso":
+        return _written_us(columns[0])
+    if clock.kind == "arrival":
+        times = arrival_us.copy()
+    elif clock.kind == "elapsed":
+        times = _epoch_us(columns[0], clock.unit_us, clock.start_us)
     else:
-        times, local = _written_us(columns[0])
-    if not local.any():
-        return times
-    if clock.zone is None:
-        return np.where(local, NOT_A_TIME, times)
-    rows = np.flatnonzero(local & (times != NOT_A_TIME))
-    owners = [devices[row] for row in rows.tolist()]
-    times[rows] = local_to_utc_us(clock.zone, times[rows], owners, arrival_us[rows], cadence_us, sequence[rows], carry)
-    return times
+        times = _epoch_us(columns[0], US_PER_UNIT[clock.kind])
+    return times, np.zeros(len(times), dtype=np.bool_)
 
 
 def _written_us(column: Column) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

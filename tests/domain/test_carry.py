@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from expectations.zones import compile_zone
@@ -75,7 +75,6 @@ def spoken(said: tuple[str, object]) -> bytes:
     return sparkplug(*({"name": name, "alias": alias, "double_value": 2.0} for name, alias in names))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), DATA | BIRTH), min_size=14, max_size=20), CUTS)
 def test_aliases_are_what_the_births_before_said(sent, cuts):
     """Two devices, births that come again with other aliases, any batches, restarts: lake and gateway read the same."""
@@ -106,7 +105,6 @@ def test_data_before_any_birth_are_refused_and_read_by_a_later_one_when_they_com
     assert at_once(SPARKPLUG, again) == [(0, 1, NOON_US, 1.0)]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 180), min_size=1, max_size=20),
     st.integers(1, 4),

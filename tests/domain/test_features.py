@@ -108,7 +108,7 @@ def assert_one_and_the_same(built: Built, windows: NDArray[np.float32]) -> None:
 
 
 @given(arrays(np.float32, (5, 3, LENGTH), elements=PLAIN))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_features_are_the_reference(three: Built, windows: NDArray[np.float32]) -> None:
     """The graph gives what NumPy gives, whatever is missing, frozen or out of range."""
     expected = [reference.features(window, CHANNELS) for window in windows]
@@ -123,14 +123,14 @@ def test_no_feature_is_left_untried(three: Built) -> None:
 
 
 @given(arrays(np.float32, st.tuples(st.integers(1, 70), st.just(3), st.just(LENGTH)), elements=WILD))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_row_and_batch(three: Built, windows: NDArray[np.float32]) -> None:
     """A window alone gives the bits that it gives in a batch, by either build."""
     assert_one_and_the_same(three, windows)
 
 
 @given(arrays(np.float32, st.tuples(st.integers(1, 70), st.just(1), st.just(LENGTH)), elements=WILD))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_row_and_batch_of_one_channel(one: Built, windows: NDArray[np.float32]) -> None:
     """A lone channel is no exception."""
     assert_one_and_the_same(one, windows)

@@ -50,7 +50,7 @@ def history(profile: Profile, spec: WindowSpec, readings: Readings) -> Windows:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     sent=st.lists(st.tuples(st.integers(-300, 500), st.integers(0, 100)), min_size=12, max_size=30),
     cuts=st.lists(st.integers(0, 12), max_size=4).map(sorted),

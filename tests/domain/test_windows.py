@@ -32,7 +32,7 @@ def arrivals(draw):
     return channel, event_us, value, message
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     arrivals(),
     st.integers(1, 4),

@@ -50,7 +50,7 @@ def test_a_channel_is_judged_dead_only_over_a_long_time() -> None:
     assert frame.select("device", "nacelle_angle_spread").rows() == [("long", 0.0), ("short", None)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cells=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(PROFILE.metrics()), st.integers(0, 400),
                                 st.floats(-300, 300)), min_size=1, max_size=80),
        cuts=st.lists(st.integers(0, 400), max_size=5))  # fmt: skip

@@ -59,7 +59,7 @@ def test_every_width_of_codes_reads_back(distinct: int, tmp_path: Path) -> None:
     assert_frame_equal(pl.DataFrame(rows), frame, check_exact=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(some=st.lists(st.floats(allow_nan=True, allow_infinity=True, width=64), min_size=1, max_size=20))
 def test_any_values_keep_their_bits(some: list[float]) -> None:
     """Negative zero, infinities, NaN, subnormal numbers; each many times, so that the codes are smaller."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Self
 
 import msgspec
@@ -97,7 +98,7 @@ class Layout:
         """Whether a row's time is its number."""
         return ROW_NUMBER in self.request.clock_fields and ROW_NUMBER not in self.names
 
-    @property
+    @cached_property
     def raw(self) -> Request:
         """What is to be read of the file, by its own columns.
 
@@ -134,7 +135,7 @@ class Layout:
     def _by_device(self) -> bool:
         return self.wide is not None and "device" in re.compile(self.wide.columns).groupindex
 
-    @property
+    @cached_property
     def _places(self) -> dict[str, tuple[str, Channel]]:
         """For each column of a wide file whose it is, and the channel that reads it."""
         wide, places = self.wide, {}

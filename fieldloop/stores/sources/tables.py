@@ -105,7 +105,7 @@ def parts(path: Path, name: str, request: Request, writing: Writing) -> Iterator
         return
     read: Callable[..., Iterator[tuple[Layout, Part]]] = _parquet if writing.format_ == "parquet" else _csv
     for layout, part in read(path, name, request, writing):
-        for piece in part.split(layout.raw.batch_rows):
+        for piece in part.split(request.batch_rows):
             rows, numbers, strange = layout.shaped(piece.rows, piece.numbers)
             yield replace(piece, rows=rows, numbers=numbers, refused=(*piece.refused, *strange))
 

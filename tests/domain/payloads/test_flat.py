@@ -5,7 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fieldloop.domain.payloads import flat
@@ -67,7 +67,6 @@ def same(one: Records, other: Records) -> None:
     assert sorted(map(repr, one.rejects)) == sorted(map(repr, other.rejects))
 
 
-@settings(deadline=None)  # speed is for the benchmarks
 @given(payloads())
 @example([b'{"t": 1, "temp": 2.5, "hum": 3}', b'{"t": 1, "temp": 2.5, "hum": -0}', b""])
 @example([f'{{"t": {T}, "temp": {text}, "hum": 5}}'.encode() for text in AWKWARD])
@@ -79,7 +78,6 @@ def test_columns_of_bytes_give_the_very_bits_of_the_general_way(sent: list[bytes
         same(json_payloads.decode(PROFILE, batch), json_payloads.decode_each(PROFILE, batch))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1e9, 1e9).flatmap(lambda x: st.integers(0, 7).map(lambda n: f"{x:.{n}f}")), min_size=20))
 def test_decimals_are_read_to_the_last_bit(texts: list[str]) -> None:
     """Every decimal of up to fifteen digits that is read this way is the nearest double."""

@@ -298,7 +298,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, low=st.floats(-10, 10), width=st.floats(0, 100))
 def test_any_numbers_end_as_on_pandas(both: Both, rows: list[tuple[Any, ...]], low: float, width: float) -> None:
     """Infinities, negative zero, NaN and nulls in one column."""
