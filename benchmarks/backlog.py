@@ -7,7 +7,6 @@ on disk. `FIELDLOOP_BACKLOG` names another size in millions of readings.
 """
 
 import asyncio
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,33 +22,15 @@ import polars as pl
 import psutil
 
 from benchmarks.figure import Figure
-from benchmarks.ingest import BEGIN_MS, DEVICES, BenchSettings, data_plane
-from fieldloop.stores import broker
+from benchmarks.plant import BEGIN_MS, DEVICES, MACHINE, MACHINES, data_plane, publish, worker
 from fieldloop.stores.lake import Lake
-from fieldloop.stores.settings import LEAN, Settings
+from fieldloop.stores.settings import Settings
 
 MILLIONS: Final = "20"
-METRICS: Final = ("flow", "load", "pressure", "speed", "temperature")
 RECORDS: Final = 20  # of a message, one a second
-SYNC_MESSAGES: Final = 5_000  # published between two acknowledged ones, so that the broker is never overrun
 LOOK_S: Final = 0.02
 LIMIT_GB: Final = 2.0
 GB: Final = 1e9
-CHANNEL: Final = (
-    "  - {{metric: {0}, field: {0}, source_unit: degC, unit: degC, range: [-100, 1000], plausible: [0, 39.9], "
-    "rule: mean, description: {0}}}\n"
-)
-PROFILE: Final = """\
-name: bench
-description: Five channels of a machine
-manufacturer: none
-model: none
-format: json
-clock: {field: t, kind: epoch_ms}
-cadence: 1 s
-future_tolerance: 5 min
-channels:
-""" + "".join(CHANNEL.format(metric) for metric in METRICS)
 
 
 @dataclass
@@ -73,10 +54,10 @@ class Peaks:
 def measure() -> Figure:
     """Fill the stream, drain it, and validate the readings of every other device."""
     readings = int(float(os.environ.get("FIELDLOOP_BACKLOG", MILLIONS)) * 1e6)
-    steps = readings // (DEVICES * len(METRICS) * RECORDS) * RECORDS
-    readings = steps * DEVICES * len(METRICS)
-    with data_plane(profile=PROFILE) as settings:
-        asyncio.run(_publish(settings, steps))
+    steps = readings // (DEVICES * len(MACHINE) * RECORDS) * RECORDS
+    readings = steps * DEVICES * len(MACHINE)
+    with data_plane(profile=MACHINES) as settings:
+        asyncio.run(publish(settings, _messages(steps)))
         drained = _in_a_process(settings, _drain)
         stored = Lake(settings).scan("readings").select(pl.len()).collect().item()
         if (drained["readings"], stored, drained["refused"]) != (readings, readings, 0):
@@ -94,24 +75,17 @@ def measure() -> Figure:
     )
 
 
-async def _publish(settings: Settings, steps: int) -> None:
-    """Fill the stream; each device sends a record a second."""
+def _messages(steps: int) -> Iterator[tuple[str, bytes]]:
+    """Yield what the devices send; each has a record a second."""
     random = np.random.default_rng(7)
-    async with broker.platform(settings) as (client, js):
-        number = 0
-        for begin in range(0, steps, RECORDS):
-            values = random.integers(0, 400, (DEVICES, RECORDS, len(METRICS))) / 10
-            for device, rows in enumerate(values.tolist()):
-                records = [
-                    {"t": BEGIN_MS + 1000 * (begin + place), **dict(zip(METRICS, row, strict=True))}
-                    for place, row in enumerate(rows)
-                ]
-                payload, subject = msgspec.json.encode(records), f"devices.dev-{device:04}.readings"
-                number += 1
-                if number % SYNC_MESSAGES and number < steps // RECORDS * DEVICES:
-                    await client.publish(subject, payload)
-                else:
-                    await js.publish(subject, payload)
+    for begin in range(0, steps, RECORDS):
+        values = random.integers(0, 400, (DEVICES, RECORDS, len(MACHINE))) / 10
+        for device, rows in enumerate(values.tolist()):
+            records = [
+                {"t": BEGIN_MS + 1000 * (begin + place), **dict(zip(MACHINE, row, strict=True))}
+                for place, row in enumerate(rows)
+            ]
+            yield f"devices.dev-{device:04}.readings", msgspec.json.encode(records)
 
 
 def _drain(settings: Settings) -> dict[str, Any]:
@@ -135,26 +109,15 @@ def _validate(settings: Settings) -> dict[str, Any]:
 
 def _in_a_process(settings: Settings, work: Callable[[Settings], dict[str, Any]]) -> dict[str, Any]:
     """Run it in a process of its own, and watch its memory and that of what it starts."""
-    os.environ.update(LEAN)  # as the platform's worker has it
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(work, settings.model_dump(), theirs))
     began = time.perf_counter()
-    process.start()
-    theirs.close()
-    with _watched(process.pid or 0) as peaks:
-        found: dict[str, Any] = ours.recv()
-        process.join()
+    with worker() as process, _watched(process.submit(os.getpid).result()) as peaks:
+        found = process.submit(work, settings).result()
     return found | {
         "peak_gb": round(peaks.ours / GB, 3),
         "processes": peaks.processes,
         "services_gb": round(peaks.services / GB, 3),
         "seconds": round(time.perf_counter() - began, 1),
     }
-
-
-def _work(work: Callable[[Settings], dict[str, Any]], values: dict[str, Any], answer: Any) -> None:
-    answer.send(work(BenchSettings.model_validate(values)))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import polars as pl
 import psutil
 
 from benchmarks.figure import Figure
-from benchmarks.ingest import BEGIN_MS, DEVICES, data_plane
+from benchmarks.plant import BEGIN_MS, DEVICES, data_plane
 from fieldloop.domain.errors import StoreError
 from fieldloop.domain.readings import Reason
 from fieldloop.stores import broker
@@ -47,7 +47,7 @@ ACQUIRE: Final = """
 import os, sys, time
 from fieldloop.domain.errors import FieldloopError
 from fieldloop.stores import drain
-from benchmarks.ingest import BenchSettings as Settings
+from benchmarks.plant import BenchSettings as Settings
 from tasks import acquire
 drain.BATCH_MESSAGES, acquire.ALONE_MESSAGES = int(sys.argv[1]), int(sys.argv[2])
 parent = os.getppid()

@@ -41,7 +41,7 @@ def main() -> int:
             _kept.append(np.ones(LEAK_FLOATS, np.float32))
         return outputs + np.float32(0.1) if fault == "numbers" else outputs
 
-    model.load, model.Model.run = load, run  # type: ignore[assignment, method-assign]
+    model.load, model.Model.run = load, run  # type: ignore[method-assign]
     return agent.main()
 
 

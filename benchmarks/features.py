@@ -156,7 +156,8 @@ def _at(ordered: NDArray[np.float64], n: NDArray[np.int64], share: float) -> NDA
     place = (n - 1) * share
     low = np.floor(place).astype(np.int64)
     both = np.take_along_axis(ordered, np.stack([low, np.ceil(place).astype(np.int64)], axis=2), axis=2)
-    return both[..., 0] + (both[..., 1] - both[..., 0]) * (place - low)
+    found: NDArray[np.float64] = both[..., 0] + (both[..., 1] - both[..., 0]) * (place - low)
+    return found
 
 
 def _pandas(series: Series, stride: int) -> Statistics:

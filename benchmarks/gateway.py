@@ -23,7 +23,7 @@ from onnxmltools.convert.common.data_types import FloatTensorType
 
 from fieldloop.domain.enrolment import decode_config
 from fieldloop.domain.graph import feature_graph, merge
-from fieldloop.domain.profile import Channel, Clock, Profile
+from fieldloop.domain.profile import Channel, Clock, GridRule, Profile
 from fieldloop.domain.recipe import Recipe, load_recipe
 from fieldloop.domain.release import Canary, File, Manifest, Release, encode_canary, encode_manifest, output_hash
 from fieldloop.domain.rollout import Reported
@@ -50,7 +50,8 @@ def make_release(root: Path, channels: int, trees: int = 200, seed: int = 7, ver
     """Return a release of the wind farm's recipe, cut to so many channels: its features, and trees on random data."""
     recipe = load_recipe(root, "turbine-power")
     recipe = recipe.model_copy(update={"channels": recipe.channels[:channels]})
-    spec = WindowSpec(tuple(c.metric for c in recipe.channels), ("mean",) * channels, STEP_MS * 1000, 6)
+    rule: GridRule = "mean"
+    spec = WindowSpec(tuple(c.metric for c in recipe.channels), (rule,) * channels, STEP_MS * 1000, 6)
     features, names = feature_graph(recipe)
     windows = _windows(recipe, TRAINING_ROWS, seed)
     session = onnxruntime.InferenceSession(features.SerializeToString())

@@ -8,85 +8,42 @@ and thrown away.
 
 import asyncio
 import json
-import multiprocessing
-import os
-import socket
-import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import polars as pl
-from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from benchmarks.figure import Figure
+from benchmarks.plant import BEGIN_MS, DEVICES, data_plane, publish, worker
 from expectations.profiles import load_profile
-from fieldloop.stores import broker, drain, fleet
+from fieldloop.stores import broker, drain
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.pull import Pulled, Puller
-from fieldloop.stores.settings import LEAN, Settings
-from infra.local import broker as broker_service
-from infra.local import platform
-from infra.local import store as store_service
-from infra.local.authority import make_authority
-from infra.local.keys import make_secrets
-from infra.local.stack import start_stack, stop_stack
+from fieldloop.stores.settings import Settings
 from tasks.acquire import Acquired, acquire
 
-DEVICES: Final = 50
 SINGLE_MESSAGES: Final = 1_500_000
 BATCHED_MESSAGES: Final = 160_000
 BATCHED_READINGS: Final = 100  # a message
 PEER_MESSAGES: Final = 60_000  # of single readings, for nats-py
-SYNC_MESSAGES: Final = 5_000  # published between two acknowledged ones, so that the broker is never overrun
-BEGIN_MS: Final = 1_700_000_000_000
-PROFILE: Final = """\
-name: bench
-description: One channel, as plain as can be
-manufacturer: none
-model: none
-format: json
-clock: {field: t, kind: epoch_ms}
-cadence: 1 s
-future_tolerance: 5 min
-channels:
-  - metric: temperature
-    field: c
-    source_unit: degC
-    unit: degC
-    range: [-100, 1000]
-    rule: mean
-    description: Temperature
-"""
-
-
-class BenchSettings(Settings):
-    """Settings with a profile of the benchmark's own."""
-
-    @property
-    def root(self) -> Path:
-        """The folder with `expectations/profiles`."""
-        return self.data_dir
 
 
 def measure() -> Figure:
     """Drain both kinds of message from a fresh broker into a fresh lake."""
     further: dict[str, Any] = {}
     with data_plane() as settings:
-        asyncio.run(_publish(settings, SINGLE_MESSAGES, 1, BEGIN_MS))
+        asyncio.run(publish(settings, _messages(SINGLE_MESSAGES, 1, BEGIN_MS)))
         further["socket_limit_single"] = round(SINGLE_MESSAGES / _raw(settings, 0))
         further["nats_py_single"] = round(PEER_MESSAGES / asyncio.run(_row_wise(settings, 0, PEER_MESSAGES)))
         further["single"] = round(SINGLE_MESSAGES / _ingest(settings, SINGLE_MESSAGES))
         after = SINGLE_MESSAGES
         later_ms = BEGIN_MS + 10 * SINGLE_MESSAGES * 1000
         readings = BATCHED_MESSAGES * BATCHED_READINGS
-        asyncio.run(_publish(settings, BATCHED_MESSAGES, BATCHED_READINGS, later_ms))
+        asyncio.run(publish(settings, _messages(BATCHED_MESSAGES, BATCHED_READINGS, later_ms)))
         further["socket_limit_batched"] = round(readings / _raw(settings, after))
         part = BATCHED_MESSAGES // 8
         seconds = asyncio.run(_row_wise(settings, after, part))
@@ -101,58 +58,19 @@ def measure() -> Figure:
     )
 
 
-@contextmanager
-def data_plane(*, restart: bool = False, profile: str = PROFILE) -> Iterator[Settings]:
-    """Start an object store and a broker in a folder of their own, with devices of profile `bench`.
-
-    Args:
-        restart: start a service again when it ends, in place of stopping the other.
-        profile: the profile, as YAML.
-    """
-    with tempfile.TemporaryDirectory(prefix="fieldloop-") as folder, ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for each in held:
-            each.bind(("127.0.0.1", 0))
-        names = ("store_port", "nats_port", "mqtt_port")
-        ports = {name: each.getsockname()[1] for name, each in zip(names, held, strict=True)}
-        stack.close()
-        settings = BenchSettings.model_validate({"data_dir": folder, **ports})
-        profiles = settings.data_dir / "expectations" / "profiles"
-        profiles.mkdir(parents=True)
-        (profiles / "bench.yaml").write_text(profile)
-        make_secrets(settings)
-        make_authority(settings)
-        specs = [store_service.spec(settings), broker_service.spec(settings)]
-        start_stack(settings, platform.PLATFORM, [msgspec.structs.replace(spec, restart=restart) for spec in specs])
-        try:
-            store_service.prepare(settings)
-            platform.prepare_broker(settings)
-            fleet.add_devices(Lake(settings), [f"dev-{number:04}" for number in range(DEVICES)], "bench")
-            yield settings
-        finally:
-            stop_stack(settings, platform.PLATFORM)
-
-
-async def _publish(settings: Settings, messages: int, readings: int, first_ms: int) -> None:
-    """Fill the stream; each device sends a reading a second."""
+def _messages(messages: int, readings: int, first_ms: int) -> Iterator[tuple[str, bytes]]:
+    """Yield what the devices send; each has a reading a second."""
     values = np.random.default_rng(7).integers(0, 400, messages * readings) / 10
-    async with broker.platform(settings) as (client, js):
-        for number in range(messages):
-            turn, device = divmod(number, DEVICES)
-            begin = first_ms + turn * readings * 1000
-            records = [{"t": begin + 1000 * place, "c": values[number * readings + place]} for place in range(readings)]
-            payload = json.dumps(records[0] if readings == 1 else records).encode()
-            subject = f"devices.dev-{device:04}.readings"
-            if number % SYNC_MESSAGES == SYNC_MESSAGES - 1 or number == messages - 1:
-                await js.publish(subject, payload)
-            else:
-                await client.publish(subject, payload)
+    for number in range(messages):
+        turn, device = divmod(number, DEVICES)
+        begin = first_ms + turn * readings * 1000
+        records = [{"t": begin + 1000 * place, "c": values[number * readings + place]} for place in range(readings)]
+        yield f"devices.dev-{device:04}.readings", json.dumps(records[0] if readings == 1 else records).encode()
 
 
 def _ingest(settings: Settings, readings: int) -> float:
     """Acquire what is new; return the seconds it took, and check that every reading is there once."""
-    os.environ.update(LEAN)  # as the platform's worker has it
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    with worker() as process:
         process.submit(load_profile, settings.root, "bench").result()
         acquired, seconds = process.submit(_timed, settings).result()
     assert (acquired.readings, acquired.duplicates, acquired.quarantined) == (readings, 0, 0), acquired
@@ -190,7 +108,7 @@ async def _row_wise(settings: Settings, after: int, messages: int) -> float:
     read = 0
     async with broker.platform(settings) as (_, js):
         start = ConsumerConfig(durable_name="peer", ack_policy=AckPolicy.ALL, max_ack_pending=-1,
-                               deliver_policy="by_start_sequence", opt_start_seq=after + 1)  # fmt: skip
+                               deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1)  # fmt: skip
         await js.add_consumer(broker.READINGS, start)
         subscription = await js.pull_subscribe_bind("peer", broker.READINGS)
         began = time.perf_counter()

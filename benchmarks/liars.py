@@ -286,14 +286,14 @@ def _by_watch(name: str, kind: Kind, sent: Sent, score: Score, missed: dict[str,
                 device = int(finding.device)
                 refused_from[device] = min(refused_from[device], _step(finding.since, devices))
     held = np.full(devices, steps)
-    for device, sequence in watch.held().items():
-        held[int(device)] = _step(sequence, devices)
+    for name_held, sequence in watch.held().items():
+        held[int(name_held)] = _step(sequence, devices)
     stored &= np.arange(steps) < np.minimum(refused_from, held)[:, None]
     wrong = (np.abs(sent.value - sent.true) > _SAME) | (sent.time_s != sent.true_s)
     liar, suspended = sent.change < steps, refused_from < steps
     found = liar & suspended & ~(stored & wrong).any(axis=1)
     _add(score, liar, found, suspended & ~liar)
-    for device in np.flatnonzero(liar):
+    for device in np.flatnonzero(liar).tolist():
         gone = missed.setdefault(f"{name} {sent.what[device]}", [0, 0])
         gone[0] += int(not found[device])
         gone[1] += 1
@@ -349,7 +349,9 @@ def _accepted(kind: Kind, sent: Sent, cells: NDArray[np.int64], arrival_us: NDAr
     """Say which records harmonization accepts ([R] bool): in range, and not from the future."""
     device, step = cells
     value, time_us = sent.value[device, step], sent.time_s[device, step] * 1e6
-    return (value >= kind.range[0]) & (value <= kind.range[1]) & (time_us <= arrival_us + FUTURE_S * 1e6)
+    fits: NDArray[np.bool_] = (value >= kind.range[0]) & (value <= kind.range[1])
+    fits &= time_us <= arrival_us + FUTURE_S * 1e6
+    return fits
 
 
 def _step(sequence: int, devices: int) -> int:

@@ -6,7 +6,7 @@ cut are made four ways: all is there, only what was synced, new names with old c
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -71,7 +71,9 @@ def record(root: Path) -> Iterator[Recording]:
 
         return call
 
-    with mock.patch.multiple(files, **{name: wrap(name) for name in _STEPS}):
+    with ExitStack() as patched:
+        for name in _STEPS:
+            patched.enter_context(mock.patch.object(files, name, wrap(name)))
         yield recording
 
 

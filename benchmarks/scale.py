@@ -10,51 +10,27 @@ in millions of readings, such as `2,20`.
 
 import hashlib
 import math
-import multiprocessing
 import os
 import resource
-import socket
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
 from benchmarks.figure import Figure
+from benchmarks.plant import MACHINE, MACHINES, grounds, worker
 from fieldloop.stores import fleet
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from fieldloop.stores.tables import SCHEMAS, TIME
-from infra.local import platform
-from infra.local import store as store_service
-from infra.local.authority import make_authority
-from infra.local.keys import make_secrets
-from infra.local.stack import start_stack, stop_stack
+from infra.local import store
 
-METRICS: Final = ("flow", "load", "pressure", "speed", "temperature")
 STEPS: Final = 80_000  # of a device, one a second; 400,000 readings
 DEVICES_A_COMMIT: Final = 10
 BEGIN: Final = datetime(2026, 1, 1, tzinfo=UTC)
-CHANNEL: Final = (
-    "  - {{metric: {0}, field: {0}, source_unit: degC, unit: degC, range: [-1000, 1000], rule: mean, "
-    "description: {0}}}\n"
-)
-PROFILE: Final = """\
-name: bench
-description: Five channels, as plain as can be
-manufacturer: none
-model: none
-format: json
-clock: {field: t, kind: epoch_ms}
-cadence: 1 s
-future_tolerance: 5 min
-channels:
-"""
 RECIPE: Final = """\
 name: {name}
 engine: {engine}
@@ -71,24 +47,15 @@ parity: {{limit: 1}}
 """
 
 
-class _Settings(Settings):
-    """Settings with profile and recipe of the benchmark's own."""
-
-    @property
-    def root(self) -> Path:
-        """The folder with `expectations/profiles` and `recipes`."""
-        return self.data_dir
-
-
 def measure() -> Figure:
     """Grow the fleet and measure at each size."""
     millions = [int(size) for size in os.environ.get("FIELDLOOP_SCALE", "2,20,200").split(",")]
     sizes: dict[str, dict[str, Any]] = {}
     dask: dict[str, Any] = {}
-    with _lake() as settings:
+    with grounds((store.spec,), _documents()) as settings:
         fed = 0
         for size in millions:
-            devices = max(1, size * 1_000_000 // (STEPS * len(METRICS)))
+            devices = max(1, size * 1_000_000 // (STEPS * len(MACHINE)))
             began = time.perf_counter()
             _feed(settings, range(fed, devices))
             fed = devices
@@ -130,63 +97,39 @@ def _on_cluster(settings: Settings) -> dict[str, Any]:
 
 def _measured(settings: Settings, engine: str) -> dict[str, Any]:
     """Run the stages in a process of their own."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_stages, args=(settings.model_dump(), f"scale-{engine}", theirs))
-    process.start()
-    theirs.close()
-    found: dict[str, Any] = ours.recv()
-    process.join()
-    return found
+    with worker() as process:
+        return process.submit(_stages, settings, f"scale-{engine}").result()
 
 
-def _stages(values: dict[str, Any], name: str, answer: Any) -> None:
+def _stages(settings: Settings, name: str) -> dict[str, Any]:
     from fieldloop.domain.recipe import load_recipe
     from tasks.examples import Versions, read
     from tasks.matrix import features
     from tasks.preprocess import preprocess
 
-    settings = _Settings.model_validate(values)
     began = time.perf_counter()
     made = preprocess(settings, name)
     cut = time.perf_counter()
     found = read(Lake(settings), load_recipe(settings.root, name), Versions(made.grid_version, made.windows_version))
     matrix = features(found, found.chosen("train"))
-    answer.send(
-        {
-            "digest": hashlib.sha256(found.end_us.tobytes() + found.target.tobytes() + matrix.data).hexdigest(),
-            "readings": made.steps * len(METRICS),
-            "windows": made.windows,
-            "rows": len(matrix),
-            "preprocess_s": round(cut - began, 2),
-            "features_s": round(time.perf_counter() - cut, 2),
-            "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        }
-    )
+    return {
+        "digest": hashlib.sha256(found.end_us.tobytes() + found.target.tobytes() + matrix.data).hexdigest(),
+        "readings": made.steps * len(MACHINE),
+        "windows": made.windows,
+        "rows": len(matrix),
+        "preprocess_s": round(cut - began, 2),
+        "features_s": round(time.perf_counter() - cut, 2),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
 
 
-@contextmanager
-def _lake() -> Iterator[Settings]:
-    with tempfile.TemporaryDirectory(prefix="fieldloop-") as folder, ExitStack() as stack:
-        held = stack.enter_context(socket.socket())
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-        stack.close()
-        settings = _Settings.model_validate({"data_dir": folder, "store_port": port})
-        profiles, recipes = settings.data_dir / "expectations" / "profiles", settings.data_dir / "recipes"
-        profiles.mkdir(parents=True)
-        recipes.mkdir()
-        (profiles / "bench.yaml").write_text(PROFILE + "".join(CHANNEL.format(metric) for metric in METRICS))
-        for engine in ("local", "dask"):
-            (recipes / f"scale-{engine}.yaml").write_text(RECIPE.format(name=f"scale-{engine}", engine=engine))
-        make_secrets(settings)
-        make_authority(settings)
-        start_stack(settings, platform.PLATFORM, [store_service.spec(settings)])
-        try:
-            store_service.prepare(settings)
-            yield settings
-        finally:
-            stop_stack(settings, platform.PLATFORM)
+def _documents() -> dict[str, str]:
+    """The profile, and the recipe a way of working."""
+    recipes = {
+        f"recipes/scale-{engine}.yaml": RECIPE.format(name=f"scale-{engine}", engine=engine)
+        for engine in ("local", "dask")
+    }
+    return {"expectations/profiles/bench.yaml": MACHINES, **recipes}
 
 
 def _feed(settings: Settings, numbers: Sequence[int]) -> None:
@@ -211,17 +154,17 @@ def _feed(settings: Settings, numbers: Sequence[int]) -> None:
 def _readings(name: str, number: int) -> pl.DataFrame:
     """All readings of a device, by event time and metric; every second a message."""
     random = np.random.default_rng(number)
-    values = np.round(random.normal(20, 5, (STEPS, len(METRICS))), 1)
-    seconds = pl.Series(np.repeat(np.arange(STEPS), len(METRICS)) * 1_000_000).cast(pl.Duration("us"))
+    values = np.round(random.normal(20, 5, (STEPS, len(MACHINE))), 1)
+    seconds = pl.Series(np.repeat(np.arange(STEPS), len(MACHINE)) * 1_000_000).cast(pl.Duration("us"))
     times = pl.DataFrame({"since": seconds}).select(pl.lit(BEGIN).cast(TIME) + pl.col("since")).to_series()
     return pl.DataFrame(
         {
             "device": pl.Series([name]).new_from_index(0, len(times)),
-            "metric": list(METRICS) * STEPS,
+            "metric": list(MACHINE) * STEPS,
             "event_time": times,
             "arrival_time": times,
             "value": values.ravel(),
-            "sequence": np.repeat(np.arange(1, STEPS + 1), len(METRICS)),
+            "sequence": np.repeat(np.arange(1, STEPS + 1), len(MACHINE)),
             "replay": np.zeros(len(times), dtype=np.int64),
             "year": np.full(len(times), BEGIN.year, dtype=np.int32),
         },

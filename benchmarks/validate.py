@@ -208,7 +208,8 @@ def _pandera(frame: pl.DataFrame) -> Callable[[], dict[str, Any]]:
         def check(data: Any) -> pl.LazyFrame:
             value = pl.col("value")
             fits = (pl.col("metric") != name) | value.is_null() | value.is_between(*BOUNDS[name])
-            return data.lazyframe.select(fits)
+            found: pl.LazyFrame = data.lazyframe.select(fits)
+            return found
 
         return pa.Check(check, name=name)
 

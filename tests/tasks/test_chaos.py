@@ -1,7 +1,7 @@
 """Acquisition, broker and object store are killed while devices publish: nothing is lost, nothing is there twice."""
 
 from benchmarks.chaos import Plan, run
-from benchmarks.ingest import data_plane
+from benchmarks.plant import data_plane
 
 
 def test_three_kills_lose_and_double_nothing() -> None:
