@@ -92,6 +92,21 @@ def test_an_older_part_of_the_snapshot_is_refused(target: Simulated) -> None:
         target.fetch(wanted)
 
 
+def test_a_role_is_verified_again_when_another_key_has_become_its_own(target: Simulated) -> None:
+    """Signed by a key that has been replaced since, it is refused, though this gateway believed it before."""
+    wanted = target.publish(make_release(model="simulated-replaced"))
+    target.fetch(wanted)
+    targets = target.newest("targets")
+    targets.signed.version += 1
+    for keyid in list(targets.signed.delegations.roles["releases"].keyids):
+        targets.signed.revoke_key(keyid, "releases")
+    targets.signed.add_key(CryptoSigner.generate_ed25519().public_key, "releases")
+    target.put("targets", targets, "targets")
+    target.point_at("targets", targets.signed.version)
+    with pytest.raises(ReleaseError, match="UnsignedMetadata"):
+        target.fetch(wanted)
+
+
 def _forge(target: Simulated) -> None:
     target.sign(lambda _: None, CryptoSigner.generate_ed25519())
 

@@ -4,6 +4,9 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,7 @@ pytestmark = [
 
 NAME = "tiny-train"
 SEED = 7
+VARIABLE = "PLANT_API_KEY"
 SPLIT_HOUR = (SPLIT - BEGIN).total_seconds() / 3600
 
 
@@ -51,9 +55,29 @@ def settings(platform: Settings, tmp_path_factory: pytest.TempPathFactory) -> Fa
 
 @pytest.fixture(scope="module")
 def trained(settings: FarmSettings) -> tuple[Training, list[CandidateResult]]:
-    """All candidates, fitted and logged."""
+    """All candidates, fitted and logged, while another thread reads a variable with a key in it."""
     training = begin(settings, NAME, [], *write_tables(settings, NAME), SEED)
-    return training, [train_candidate(settings, training, name, SEED) for name in training.algorithms]
+    with pytest.MonkeyPatch.context() as patch, reading(VARIABLE):
+        patch.setenv(VARIABLE, "secret")
+        return training, [train_candidate(settings, training, name, SEED) for name in training.algorithms]
+
+
+@contextmanager
+def reading(variable: str) -> Iterator[None]:
+    """Read a variable of the environment again and again."""
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.wait(0.001):
+            os.environ.get(variable)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray[Any, Any]]:
@@ -257,6 +281,18 @@ def test_nothing_logged_is_a_pickle(
     for key in {*mine, *beside}:
         assert Path(key).suffix in kept or Path(key).name == "MLmodel", key
         assert not objects.get(store, "mlflow", key).startswith(b"\x80"), key  # how a binary pickle begins
+
+
+def test_a_logged_model_names_no_variable_of_the_environment(
+    settings: FarmSettings, trained: tuple[Training, list[CandidateResult]]
+) -> None:
+    """MLflow would list those with keys in them that any thread reads while the model is tried: that is off."""
+    store = objects.client(settings, "mlflow")
+    for result in trained[1]:
+        (model,) = registry.client(settings).get_run(result.run_id).outputs.model_outputs
+        files = {key for key in objects.names(store, "mlflow", "") if model.model_id in key}
+        named = [key for key in files if VARIABLE.encode() in objects.get(store, "mlflow", key)]
+        assert (len(files) > 4, named) == (True, [])
 
 
 def test_best_candidate_closes_the_training(
