@@ -1,4 +1,4 @@
-"""Where the values lie: the last step's value, mean, least, greatest, and root mean square."""
+"""Where the values lie: the last, the mean, the least, the greatest and the root mean square; of one step its value."""
 
 import spox.opset.ai.onnx.v17 as op
 
@@ -7,7 +7,12 @@ from fieldloop.domain.features.columns import Columns, per_channel
 
 
 def level(window: Cleaned) -> list[Columns]:
-    """Return `last`, `mean`, `min`, `max` and `rms`; the mean square is the mean's square and the variance."""
+    """Return `last`, `mean`, `min`, `max` and `rms`; the mean square is the mean's square and the variance.
+
+    Of windows of one step `last` alone: the others would say it again, and a penalty would count it five times.
+    """
+    if window.length == 1:
+        return per_channel(window.metrics, {"last": window.last})
     rms = op.sqrt(op.add(op.mul(window.mean, window.mean), window.variance))
     features = {"last": window.last, "mean": window.mean, "min": window.lowest, "max": window.highest, "rms": rms}
     return per_channel(window.metrics, features)
