@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,10 +26,10 @@ PROFILE = """\
 name: NAME
 description: A thermometer
 format: json
-clock: {field: t, kind: epoch_s}
-cadence: 10 min
+clock: {field: t, kind: CLOCK}
+cadence: CADENCE
 channels:
-  - {metric: temperature, field: temp, source_unit: UNIT, unit: degC, range: [-60, 300]}
+  - {metric: temperature, field: temp, source_unit: UNIT, unit: STORED, range: [-60, 300]}
 """
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 STEP = timedelta(minutes=10)
@@ -48,11 +49,14 @@ class Workshop(Settings):
         """The folder with `expectations/profiles`."""
         return self.folder
 
-    def promise(self, name: str, unit: str = "degC") -> None:
+    def promise(
+        self, name: str, unit: str = "degC", stored: str = "degC", clock: str = "epoch_s", cadence: str = "10 min"
+    ) -> None:
         """Write a profile."""
         path = self.folder / "expectations" / "profiles" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(PROFILE.replace("NAME", name).replace("UNIT", unit))
+        text = PROFILE.replace("NAME", name).replace("UNIT", unit)
+        path.write_text(text.replace("STORED", stored).replace("CLOCK", clock).replace("CADENCE", cadence))
 
 
 @pytest.fixture
@@ -167,3 +171,74 @@ def test_an_operator_readmits_and_the_device_is_learnt_anew(workshop: Workshop, 
     publish(sent("O1", more, fahrenheit(more)))
     acquire(workshop)
     assert (len(stored(workshop, "O1")), left(workshop, "O1")) == (LEARNT + 120, [])
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """A change that an update brings, and the mended profile under which what is sent is right again.
+
+    Attributes:
+        says: what a person is told to suspect.
+        mended: what the profile says then.
+        promised: what it said before, where that is not degrees Celsius.
+        every: time between two records.
+        ticks: of the device's clock in a second.
+        divided: by what a value is.
+    """
+
+    says: str
+    mended: dict[str, str]
+    promised: dict[str, str] = field(default_factory=dict)
+    every: timedelta = STEP
+    ticks: int = 1
+    divided: int = 1
+
+    def records(self, times: Sequence[datetime], values: Sequence[float]) -> list[dict[str, float]]:
+        """What the device sends at these times."""
+        sent = zip(times, values, strict=True)
+        return [
+            {"t": self.ticks * int(time.timestamp()), "temp": round(value / self.divided, 6)} for time, value in sent
+        ]
+
+
+UPDATES = {
+    "U1": Firmware(
+        "temperature: as if sent in kW, not W",
+        {"unit": "kW", "stored": "W"},
+        {"unit": "W", "stored": "W"},
+        divided=1000,
+    ),
+    "U2": Firmware("as if it now counted a thousand times what it did", {"clock": "epoch_ms"}, ticks=1000),
+    "U3": Firmware("as if a record came every 63.2 s, not every 600 s", {"cadence": "1 min"}, every=STEP / 10),
+}
+
+
+def test_scale_clock_and_cadence_are_watched_like_units(workshop: Workshop, publish: Publish) -> None:
+    """W to kW, s to ms, a record a minute: nothing sent since lands; a mended profile brings it all, as it is meant."""
+    before, values, began = range(LEARNT), celsius(range(LEARNT, LEARNT + 10 * HOUR)), datetime.now(UTC)
+    times = {
+        device: [BEGIN + (LEARNT - 1) * STEP + number * change.every for number in range(1, 1 + len(values))]
+        for device, change in UPDATES.items()
+    }
+    for device, change in UPDATES.items():
+        workshop.promise(f"thermo-{device.lower()}", **change.promised)
+        fleet.add_devices(Lake(workshop), [device], f"thermo-{device.lower()}")
+        publish(sent(device, before, celsius(before)))
+    acquire(workshop)
+    for device, change in UPDATES.items():
+        records = change.records(times[device], values)
+        hours = [json.dumps(records[first : first + HOUR]).encode() for first in range(0, len(records), HOUR)]
+        publish([(f"devices.{device}.readings", hour) for hour in hours])
+    acquire(workshop)
+    aside = {each.device: each.why() for each in settle(workshop, began).suspended}
+    for device, change in UPDATES.items():
+        assert (len(stored(workshop, device)), left(workshop, device)) == (LEARNT, [Reason.SUSPENDED] * 10)
+        assert aside[device] == change.says
+        workshop.promise(f"thermo-{device.lower()}", **change.mended)
+
+    settled = settle(workshop, began)
+    assert (settled.readmitted, settled.readings) == (tuple(UPDATES), 3 * len(values))
+    for device in UPDATES:
+        landed = stored(workshop, device)[LEARNT:]
+        assert (landed["event_time"].to_list(), left(workshop, device)) == (times[device], [])
+        assert landed["value"].to_list() == pytest.approx(values)

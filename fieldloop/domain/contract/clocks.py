@@ -152,6 +152,12 @@ class ClockWatch:
         """Forget what a device's last messages showed."""
         self.history.label[owner] = self.history.run[owner] = 0
 
+    def repace(self, owner: int, cadence_us: float) -> None:
+        """Learn a device's cadence anew where it kept another than this one: its profile was mended."""
+        known = self.history.cadence_us[owner]
+        if known > 0 and abs(np.log(known / cadence_us)) > OTHER:
+            self.history.cadence_us[owner] = self.history.regular[owner] = 0.0
+
     def forget(self, owner: int) -> None:
         """Learn a device's clock anew."""
         empty = ClockHistory.empty(1)

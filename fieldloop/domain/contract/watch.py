@@ -38,6 +38,7 @@ class Watch:
         self.turn: Ints = np.zeros(0, dtype=np.int64)
         self.levels = [LevelWatch(promise, cadence_us) for promise in promises]
         self.clocks = ClockWatch()
+        self._cadence_us = cadence_us
 
     def judge(self, messages: Messages, readings: Readings, rejects: Sequence[Reject]) -> list[Finding]:
         """Return the devices that do not keep their promise, by a batch of their messages as they were harmonized.
@@ -77,6 +78,7 @@ class Watch:
         for levels in self.levels:
             levels.open.pop(owner, None)
         self.clocks.close(owner)
+        self.clocks.repace(owner, self._cadence_us)
         if anew:
             self._forget(owner)
 
