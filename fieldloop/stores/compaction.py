@@ -20,7 +20,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from fieldloop.domain.errors import StoreError
 from fieldloop.stores import objects
-from fieldloop.stores.codes import with_sorted_codes
+from fieldloop.stores.codes import with_ordered_codes
 from fieldloop.stores.files import DELTA_ENCODED, statistics
 from fieldloop.stores.lake import PARQUET, Lake
 from fieldloop.stores.settings import Settings
@@ -42,7 +42,7 @@ class Layout:
     Attributes:
         order: what rows are sorted by.
         group: the column of which every value gets row groups, and so dictionaries, of its own.
-        codes: the column of doubles that gets sorted dictionaries and codes of whole bytes.
+        codes: the column of doubles that gets dictionaries and codes of our own.
     """
 
     order: tuple[str, ...]
@@ -167,6 +167,7 @@ def _encoded(frame: pl.DataFrame, layout: Layout) -> bytes:
         compression_level=_ZSTD_LEVEL,
         use_dictionary=[name for name in frame.columns if name not in differences],
         column_encoding=dict.fromkeys(differences, "DELTA_BINARY_PACKED"),
+        max_rows_per_page=ROW_GROUP_ROWS,  # of names zstd leaves less than a page's header takes
     )
     with writer:
         for group in groups:
@@ -174,7 +175,7 @@ def _encoded(frame: pl.DataFrame, layout: Layout) -> bytes:
     if layout.codes is None or frame[layout.codes].has_nulls() or frame.is_empty():
         return buffer.getvalue()
     values = [group[layout.codes].to_numpy() for group in groups]
-    return with_sorted_codes(buffer.getvalue(), layout.codes, values, _ZSTD_LEVEL_CODES)
+    return with_ordered_codes(buffer.getvalue(), layout.codes, values, _ZSTD_LEVEL_CODES)
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Sorted dictionaries and whole-byte codes: fewer bytes, and the same values to every reader."""
+"""Ordered dictionaries and codes of digits: fewer bytes, and the same values to every reader."""
 
 import io
 import json
@@ -11,14 +11,13 @@ import polars as pl
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from deltalake.transaction import AddAction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from fieldloop.stores import thrift
-from fieldloop.stores.codes import with_sorted_codes
+from fieldloop.stores import codes, thrift
 from fieldloop.stores.compaction import LAYOUTS, Layout, encode
 
 LEVEL = 9
@@ -32,10 +31,21 @@ def written(frame: pl.DataFrame, rows: int) -> bytes:
     return buffer.getvalue()
 
 
-def coded(frame: pl.DataFrame, rows: int) -> bytes:
+def coded(frame: pl.DataFrame, rows: int, level: int = LEVEL) -> bytes:
     """Return the same file with the values written anew."""
     groups = [part["value"].to_numpy() for part in frame.iter_slices(rows)]
-    return with_sorted_codes(written(frame, rows), "value", groups, LEVEL)
+    return codes.with_ordered_codes(written(frame, rows), "value", groups, level)
+
+
+def as_table(folder: Path, file: bytes, frame: pl.DataFrame) -> Path:
+    """Make a folder a Delta table of this one file, and return where it is."""
+    write_deltalake(str(folder), frame[:0].to_arrow(compat_level=pl.CompatLevel.oldest()))
+    path = folder / "coded.parquet"
+    path.write_bytes(file)
+    add = AddAction(path.name, len(file), {}, 0, True, json.dumps({"numRecords": len(frame)}))
+    table = DeltaTable(str(folder))
+    table.create_write_transaction([add], "append", table.schema())
+    return path
 
 
 def bits(frame: pl.DataFrame) -> Any:
@@ -57,6 +67,32 @@ def test_every_width_of_codes_reads_back(distinct: int, tmp_path: Path) -> None:
     assert_frame_equal(pl.DataFrame(pq.read_table(path)), frame, check_exact=True)
     rows = duckdb.sql(f"select * from '{path}' order by number").to_arrow_table()  # noqa: S608 - a path of the test's
     assert_frame_equal(pl.DataFrame(rows), frame, check_exact=True)
+
+
+@pytest.mark.parametrize("by_ends", [False, True])
+@pytest.mark.parametrize(("base", "width"), [(256, 16), (71, 16), (128, 32), (256, 13)])
+def test_every_numbering_reads_back(
+    by_ends: bool, base: int, width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Digits with gaps between them, wide codes, packed ones; in order and by ends; in readers that share no code."""
+    monkeypatch.setattr(codes, "_numberings", lambda _distinct: iter([codes._Numbering(by_ends, base, width)]))
+    monkeypatch.setattr(codes, "_wide", lambda *_: None)
+    frame = pl.DataFrame({"value": np.random.default_rng(1).integers(-2_500, 2_500, 40_000) / 100})
+    path = as_table(tmp_path, coded(frame, 30_000), frame)
+    rust = QueryBuilder().register("coded", DeltaTable(str(tmp_path))).execute("select value from coded").read_all()
+    duck = duckdb.sql(f"select value from '{path}' where value > -30").to_arrow_table()  # noqa: S608 - a path of the test's
+    for read in (pl.read_parquet(path), pl.DataFrame(pq.read_table(path)), pl.DataFrame(rust), pl.DataFrame(duck)):
+        assert bits(read.sort("value")) == bits(frame.sort("value"))
+
+
+def test_values_that_change_little_take_wide_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk of small steps takes at least a twentieth less than in any other numbering."""
+    walk = np.round(20 + np.cumsum(np.random.default_rng(1).normal(0, 0.1, 50_000)) % 30, 2)
+    frame = pl.DataFrame({"value": walk})
+    wide = coded(frame, 50_000, 19)
+    monkeypatch.setattr(codes, "_wide", lambda *_: None)
+    assert len(wide) < 0.95 * len(coded(frame, 50_000, 19))
+    assert bits(pl.read_parquet(io.BytesIO(wide))) == bits(frame)
 
 
 @settings(max_examples=40)
@@ -90,12 +126,7 @@ def test_other_delta_readers_see_the_same_rows(tmp_path: Path) -> None:
     frame = pl.DataFrame({"device": "T1", "metric": metric, "event_time": steps * 60_000_000, "value": steps % 700 / 7})
     frame = frame.with_columns(pl.col("event_time").cast(EVER))
     order = ("metric", "device", "event_time")
-    path = tmp_path / "coded.parquet"
-    write_deltalake(str(tmp_path), frame[:0].to_arrow(compat_level=pl.CompatLevel.oldest()))
-    path.write_bytes(encode(frame, [Layout(order, group="metric", codes="value")]))
-    table = DeltaTable(str(tmp_path))
-    add = AddAction(path.name, path.stat().st_size, {}, 0, True, json.dumps({"numRecords": len(frame)}))
-    table.create_write_transaction([add], "append", table.schema())
+    as_table(tmp_path, encode(frame, [Layout(order, group="metric", codes="value")]), frame)
     table, expected = DeltaTable(str(tmp_path)), frame.sort(order)
     assert_frame_equal(pl.read_delta(str(tmp_path)).sort(order), expected, check_exact=True)
     dataset: ds.Dataset = table.to_pyarrow_dataset()
