@@ -6,7 +6,7 @@ judges the held-out windows. The flow is run as a person runs it, by its deploym
 trigger to the end beyond the script's from its start to its end, in the worse of the rounds, and holds the wait for
 the worker, the start of the process and its imports (`wait_s`; `script_start_s` is the script's own). What the flow
 does more is parity with ONNX, plots, certificates of what it read, the look at a random split, and all that MLflow and
-Prefect keep.
+Prefect keep. What the platform runs by the clock is paused, since it would fall into one of the two, or none.
 """
 
 import multiprocessing
@@ -16,6 +16,8 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any, Final
+
+from prefect.client.orchestration import SyncPrefectClient
 
 from benchmarks.figure import Figure
 from benchmarks.truth import TruthSettings, lay_out
@@ -36,6 +38,7 @@ def measure() -> Figure:
         settings = Settings()
         platform.up(settings, lambda _state: None, lambda _names, _seconds: None)
         try:
+            _pause(settings)
             windows = _bring(settings, Path(name) / "root")
             rounds = [_round(settings, seed) for seed in SEEDS]
         finally:
@@ -48,6 +51,14 @@ def measure() -> Figure:
         ratio=round(worst["flow_s"] / worst["script_s"], 3),
         further={"share": round(worst["beyond_s"] / worst["flow_s"], 3), "windows": windows, "rounds": rounds},
     )
+
+
+def _pause(settings: Settings) -> None:
+    """Pause every deployment that has a schedule."""
+    with SyncPrefectClient(api=settings.prefect_api) as client:
+        for deployment in client.read_deployments():
+            if deployment.schedules:
+                client.pause_deployment(deployment.id)
 
 
 def _bring(settings: Settings, root: Path) -> int:

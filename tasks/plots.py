@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldloop.stores.loading import uncollected
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -171,7 +173,8 @@ def _canvas(
     title: str, note: str, size: tuple[float, float] = _SIZE_INCHES, columns: int = 1, rows: int = 1
 ) -> tuple["Figure", list["Axes"]]:
     """A figure of its own with one look, without pyplot's global state."""
-    from matplotlib.figure import Figure
+    with uncollected():
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained", dpi=110)
     panels: list[Axes] = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())

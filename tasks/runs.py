@@ -107,27 +107,27 @@ def log_fitted(settings: Settings, fitted: Fitted, lake: Lake, versions: Version
     """Log a fitted candidate to its run; the figures last, since they are the graph's as well as the run's."""
     mlflow = registry.client(settings)
     params: dict[str, Any] = {"seed": seed, **recipe_params(fitted.recipe), **fitted.candidate.settings}
-    origin, evaluation = origin_of(fitted, versions, seed, settings.root), evaluate(fitted)
-    tags = {
-        GRAPH_DIGEST: origin.graph,
-        CODE: origin.code,
-        NOTES: "\n".join(notes(fitted)),
-        BLOCK: evaluation.block,
-    }
-    log_values(mlflow, run_id, {}, params, tags)
+    log_values(mlflow, run_id, {}, params)  # before the graph, whose page shows those that are there
     log_dataset(mlflow, lake, fitted.recipe, versions, run_id)
-    profiles = load_profiles(settings, fitted.recipe)
-    unit = fitted.recipe.target_unit(profiles[fitted.recipe.profiles[0]])
-    files = {
-        **_files(fitted, profiles),
-        **{f"evaluation/{name}": table for name, table in evaluation.tables().items()},
-        ORIGIN: msgspec.json.format(msgspec.json.encode(origin), indent=2),
-    }
-    with ThreadPoolExecutor(1) as beside:  # both mostly wait for MLflow
+    with ThreadPoolExecutor(1) as beside:  # it mostly waits for MLflow
         logged = beside.submit(_log_graph, settings, fitted, run_id)
+        origin, evaluation = origin_of(fitted, versions, seed, settings.root), evaluate(fitted)
+        profiles = load_profiles(settings, fitted.recipe)
+        unit = fitted.recipe.target_unit(profiles[fitted.recipe.profiles[0]])
+        files = {
+            **_files(fitted, profiles),
+            **{f"evaluation/{name}": table for name, table in evaluation.tables().items()},
+            ORIGIN: msgspec.json.format(msgspec.json.encode(origin), indent=2),
+        }
         _log_files(mlflow, run_id, files, pictures(fitted, unit))
+        tags = {
+            GRAPH_DIGEST: origin.graph,
+            CODE: origin.code,
+            NOTES: "\n".join(notes(fitted)),
+            BLOCK: evaluation.block,
+        }
         model_id = logged.result()
-    log_values(mlflow, run_id, _figures(fitted, evaluation), {}, model_id=model_id)
+    log_values(mlflow, run_id, _figures(fitted, evaluation), {}, tags, model_id)
 
 
 def _figures(fitted: Fitted, evaluation: Evaluation) -> dict[str, float]:

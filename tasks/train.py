@@ -12,6 +12,7 @@ where it was. Flow `maintain` closes those that nobody went on with.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,7 @@ from fieldloop.stores import registry
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks.ancestry import newest_whole
+from tasks.candidates.learner import load_libraries
 from tasks.cluster import connected
 from tasks.examples import Versions, read
 from tasks.fitting import Fitted, Materials, fit, prepare
@@ -234,7 +236,10 @@ def _learnt(
 ) -> Fitted:
     """Search, where trials that are there count, and fit with what was found."""
     recipe = load_recipe(settings.root, training.recipe)
-    materials = _materials(settings, recipe.name, recipe.digest, training.versions)
+    with ThreadPoolExecutor(1) as beside:  # reading waits for the store and computes outside of Python
+        loaded = beside.submit(load_libraries)
+        materials = _materials(settings, recipe.name, recipe.digest, training.versions)
+        loaded.result()
     content = _content(recipe, training.versions, algorithm, seed)
     trials = Trials(registry.client(settings), training.experiment_id, run_id, content)
     return fit(search(_candidate(recipe, algorithm), materials, seed, trials, progress), materials, seed)

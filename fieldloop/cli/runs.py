@@ -10,6 +10,7 @@ from fieldloop.domain.errors import ServiceError
 from fieldloop.stores.settings import Settings
 
 POLL_S: Final = 0.5
+LOOK_S: Final = 2.0  # between looks at the stages, each of which costs the server as much as three at the run
 REMIND_S: Final = 10.0
 ARTIFACT_LIMIT: Final = 200
 
@@ -71,14 +72,19 @@ def run(
 
     began = time.monotonic()
     told: set[tuple[str, bool]] = set()
-    said = began
+    said = looked = began
+    stages: tuple[StageRun, ...] = ()
     with SyncPrefectClient(api=settings.prefect_api) as client:
         found = client.read_deployment_by_name(deployment)
         run_id = client.create_flow_run_from_deployment(found.id, parameters=parameters).id
         url = f"{settings.prefect_ui}/runs/flow-run/{run_id}"
         while True:
             current = client.read_flow_run(run_id)
-            stages = _stages(client, run_id) or (_stage(client, current, deployment.split("/")[0]),)
+            state = current.state
+            ended = state is not None and state.is_final()
+            if ended or not stages or time.monotonic() - looked >= LOOK_S:
+                looked = time.monotonic()
+                stages = _stages(client, run_id) or (_stage(client, current, deployment.split("/")[0]),)
             for stage in stages:
                 done = stage.state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
                 if stage.state in ("SCHEDULED", "PENDING") or (stage.name, True) in told:
@@ -87,8 +93,7 @@ def run(
                     told.add((stage.name, done))
                     said = time.monotonic()
                     say(stage)
-            state = current.state
-            if state is not None and state.is_final():
+            if state is not None and ended:
                 break
             time.sleep(POLL_S)
     if not state.is_completed():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from fieldloop.domain.errors import StoreError
+from fieldloop.stores.loading import uncollected
 from fieldloop.stores.settings import Settings
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def client(settings: Settings) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is first imported
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
+    with uncollected():
+        from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=settings.mlflow_endpoint, registry_uri=settings.mlflow_endpoint)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fieldloop.domain.head import HeadKind
 from fieldloop.domain.recipe import Recipe
+from fieldloop.stores.loading import uncollected
 from tasks.matrix import THREADS
 
 Matrix = NDArray[np.float32]
@@ -71,13 +72,19 @@ def problem(recipe: Recipe) -> Problem:
 @contextmanager
 def fixed_threads() -> Iterator[None]:
     """Compute on as many threads as on any other machine: the last bits of a sum depend on how it was divided."""
-    let_threads_sleep()
-    import scipy.linalg  # noqa: F401  # what has threads of its own has to be loaded before they are limited
-    import sklearn.utils  # noqa: F401
+    load_libraries()
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(THREADS):
         yield
+
+
+def load_libraries() -> None:
+    """Load what has threads of its own, before they are limited."""
+    let_threads_sleep()
+    with uncollected():
+        import scipy.linalg  # noqa: F401
+        import sklearn.utils  # noqa: F401
 
 
 def let_threads_sleep() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.graph import ML_OPSET, OPSET
+from fieldloop.stores.loading import uncollected
 from tasks.candidates.learner import Matrix, Problem
 
 FILE: Final = "model.skops"
@@ -65,7 +66,8 @@ class Fitted:
 
     def dump(self) -> tuple[str, bytes]:
         """See `Learner`."""
-        import skops.io  # type: ignore[import-untyped]
+        with uncollected():
+            import skops.io  # type: ignore[import-untyped]
 
         return FILE, bytes(skops.io.dumps(self.pipeline))
 
