@@ -138,8 +138,9 @@ def test_a_doubling_that_no_device_of_the_fleet_ever_showed_is_found_by_its_rati
     assert [each for each in found if each.certain] == []
     again = Watch([promise], STEP_US)
     absorb(again, keep(watch, list(watch.devices)))
-    certain = [each for each in blow(again, 2100, values[:, 2100:]) if each.certain]
-    assert [(each.device, each.change, each.since) for each in certain] == [("d7", "km/h", 2100 // 6 * 60 + 8)]
+    for _ in range(2):  # sent once more, as out of quarantine, it is judged by what came before it
+        certain = [each for each in blow(again, 2100, values[:, 2100:]) if each.certain]
+        assert [(each.device, each.change, each.since) for each in certain] == [("d7", "km/h", 2100 // 6 * 60 + 8)]
 
 
 def test_knots_made_of_hundredths_are_told_by_their_decimals() -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import polars as pl
 import pytest
@@ -104,6 +105,28 @@ def test_unknown_device_is_quarantined_until_it_is_enrolled(data_plane: Settings
     fleet.add_devices(Lake(data_plane), ["T9"], PROFILE)
     publish([message("T9", record("T9", 10))])
     assert acquire(data_plane).readings == 2
+
+
+def test_what_was_refused_before_a_kill_is_not_refused_again(
+    data_plane: Settings, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between quarantine and readings, the next run's larger batch adds only what is new."""
+    append = Lake.append
+
+    def die(lake: Lake, table: str, *rest: Any, **further: Any) -> int:
+        if table == "readings":
+            raise KeyboardInterrupt
+        return append(lake, table, *rest, **further)
+
+    publish([("devices.T1.readings", b"nonsense before"), message("T1", record("T1", 600))])
+    with monkeypatch.context() as patched:
+        patched.setattr(Lake, "append", die)
+        with pytest.raises(KeyboardInterrupt):
+            acquire(data_plane)
+    publish([("devices.T1.readings", b"nonsense behind")])
+    assert (acquire(data_plane).readings, acquire(data_plane).messages) == (2, 0)
+    refused = Lake(data_plane).scan("quarantine").filter(pl.col("payload").bin.starts_with(b"nonsense ")).collect()
+    assert refused.sort("sequence")["payload"].to_list() == [b"nonsense before", b"nonsense behind"]
 
 
 def test_quiet_time_follows_a_stream_that_is_still_written(data_plane: Settings, publish: Publish) -> None:

@@ -29,7 +29,7 @@ format: json
 clock: {field: t, kind: CLOCK}
 cadence: CADENCE
 channels:
-  - {metric: temperature, field: temp, source_unit: UNIT, unit: STORED, range: [-60, 300]}
+  - {metric: temperature, field: temp, source_unit: UNIT, unit: STORED, range: [-60, TOP]}
 """
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 STEP = timedelta(minutes=10)
@@ -49,14 +49,15 @@ class Workshop(Settings):
         """The folder with `expectations/profiles`."""
         return self.folder
 
-    def promise(
-        self, name: str, unit: str = "degC", stored: str = "degC", clock: str = "epoch_s", cadence: str = "10 min"
-    ) -> None:
+    def promise(self, name: str, unit: str = "degC", **changes: str) -> None:
         """Write a profile."""
         path = self.folder / "expectations" / "profiles" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = PROFILE.replace("NAME", name).replace("UNIT", unit)
-        path.write_text(text.replace("STORED", stored).replace("CLOCK", clock).replace("CADENCE", cadence))
+        said = {"name": name, "unit": unit, "stored": "degC", "top": "300", "clock": "epoch_s", "cadence": "10 min"}
+        text = PROFILE
+        for word, meaning in (said | changes).items():
+            text = text.replace(word.upper(), meaning)
+        path.write_text(text)
 
 
 @pytest.fixture
@@ -125,6 +126,9 @@ def test_a_device_that_turns_to_fahrenheit_lands_nothing_until_it_is_readmitted(
     assert left(workshop, "F1") == [Reason.SUSPENDED] * 12  # a replay lets nothing in while it is set aside
     assert CliRunner().invoke(app, ["list", "--suspended"], env=workshop.environment()).output.count("F1") == 1
 
+    workshop.promise("thermo-f", top="301")  # mends nothing: the backlog is judged by what came before it
+    assert settle(workshop, began).readings == 0
+    assert left(workshop, "F1") == [Reason.SUSPENDED] * 12
     workshop.promise("thermo-f", "degF")
     settled = settle(workshop, began)
     assert (settled.readmitted, settled.readings) == (("F1",), 72)

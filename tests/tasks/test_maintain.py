@@ -89,6 +89,22 @@ def test_files_become_few_and_nothing_else_changes(landed: Settings) -> None:
     assert [row["files"] for row in rows([done["quarantine"]])] == ["5 → 1"]
 
 
+def test_files_of_old_versions_go_once_none_within_the_retention_needs_them(landed: Settings) -> None:
+    """What a compaction replaced is there to be read until then; the newest version stays whole."""
+    lake, now = Lake(landed), everything(landed)
+    version = lake.version("readings")
+    assert maintain(landed, "readings", KEEP).deleted == 0
+    assert version is not None
+    before = [lake.scan("readings", each).collect() for each in range(version + 1)]
+    assert max(map(len, before)) == len(now)
+    done = maintain(landed, "readings", timedelta(0))
+    assert done.deleted == 5 + 1  # a file an acquisition, of which one wrote to both years
+    assert rows([done])[0]["old files deleted"] == "6"
+    assert_frame_equal(everything(landed), now)
+    with pytest.raises(Exception, match="not found"):
+        lake.scan("readings", version - 1).collect()
+
+
 def test_what_messages_left_behind_is_read_the_same_once_its_files_are_few(store: Settings) -> None:
     """At every place in the stream a device's memory is what it was, and a later entry is seen after upkeep."""
     lake = Lake(store)

@@ -146,7 +146,7 @@ def test_a_run_says_who_sent_again_and_what_landed(data_plane: Settings, publish
     event = landed_event(acquired)
     assert (event["devices"], event["names"], event["rows"]) == (1, (first,), acquired.readings)
     assert event["table_version"] == Lake(data_plane).version("readings")
-    assert event["first"] == "2015-02-28 23:09:00+00:00"
+    assert (event["first"], event["last"]) == ("2015-02-28 23:09:00+00:00", "2015-02-28 23:10:00+00:00")
 
 
 def test_a_killed_worker_fails_the_run_and_loses_nothing(

@@ -14,12 +14,13 @@ from fieldloop.domain.errors import StoreError
 from fieldloop.domain.readings import Reason
 from fieldloop.stores import fleet
 from fieldloop.stores.history import readings_as_of
-from fieldloop.stores.lake import Lake
+from fieldloop.stores.lake import Lake, Snapshot
 from fieldloop.stores.settings import Settings
 from fieldloop.stores.tables import SCHEMAS
+from tasks import quarantine
 from tasks.acquire import acquire
 from tasks.basis import _counted, _passed
-from tasks.partitions import APPLICATIONS as ACQUISITION
+from tasks.landing import new_readings
 from tasks.quarantine import APPLICATION, Choice, history, replay, summary, waiting
 from tasks.unjudged import find_new
 
@@ -189,18 +190,28 @@ def test_validation_and_preprocessing_take_up_what_was_replayed(workshop: Worksh
     assert find_new(workshop, PROFILE, ["Q4"], "run").spans == ()
 
 
-def test_replay_gives_way_to_an_acquisition_at_the_same_time(workshop: Workshop, publish: Publish) -> None:
-    """What was decided on a table into which acquisition has committed since is not committed."""
-    lake = Lake(workshop)
-    fleet.add_devices(lake, ["Q5"], PROFILE)
+def test_replay_gives_way_to_an_acquisition_at_the_same_time(
+    workshop: Workshop, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it decided before an acquisition committed is not committed; the next replay doubles nothing."""
     publish([message("Q5", 0)])
     acquire(workshop)
-    seen = lake.snapshot("readings")
-    publish([message("Q5", 10)])
-    acquire(workshop)
-    number = seen.transaction(APPLICATION) + 1
-    with pytest.raises(StoreError, match="another writer was quicker"):
-        lake.append("readings", seen.scan().collect(), (APPLICATION, number), snapshot=seen, unless=ACQUISITION)
+    fleet.add_devices(Lake(workshop), ["Q5"], PROFILE)
+    decide = new_readings
+
+    def overtaken(snapshot: Snapshot, rows: pl.DataFrame) -> pl.DataFrame:
+        fresh = decide(snapshot, rows)
+        publish([message("Q5", 0)])
+        acquire(workshop)
+        return fresh
+
+    with monkeypatch.context() as patched:
+        patched.setattr(quarantine, "new_readings", overtaken)
+        with pytest.raises(StoreError, match="another writer was quicker"):
+            replay(workshop, Choice(device="Q5"))
+    assert len(stored(workshop, "Q5")) == 1
+    assert replay(workshop, Choice(device="Q5")).readings == 0
+    assert len(stored(workshop, "Q5")) == 1
 
 
 def test_command_line_lists_shows_and_replays(

@@ -51,6 +51,7 @@ def test_stream_is_filling_by_what_is_not_in_the_lake(data_plane: Settings, publ
     assert 0 < waiting.fill.bytes_share < 0.001
     assert waiting.fill.age_share == pytest.approx(1 / 30, rel=0.01)
     assert watch(data_plane, 6, 0.5, now + timedelta(days=16)).filling
+    assert watch(data_plane, 6, waiting.fill.bytes_share / 2, now).filling  # a moment at which none of them was old
     everything = fill(data_plane, broker.READINGS, 0, now)
     assert everything.messages > waiting.fill.messages
     acquire(data_plane)

@@ -31,6 +31,7 @@ class _OpenKept(msgspec.Struct, frozen=True):
     steps: float
     levels: float
     grain: float = 0.0
+    before: tuple[float, int] = (float("nan"), 0)
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -59,7 +60,7 @@ def keep(watch: Watch, devices: Sequence[str]) -> bytes:
             {
                 levels.promise.metric: tuple(
                     _OpenKept(place[row], levels.promise.changes[onset.change].name, onset.onset, onset.since,
-                              onset.readings, onset.steps, onset.levels, onset.grain)
+                              onset.readings, onset.steps, onset.levels, onset.grain, onset.before)
                     for row, onset in levels.open.items() if row in place
                 )
                 for levels in watch.levels
@@ -94,8 +95,9 @@ def absorb(watch: Watch, data: bytes) -> None:
         for each in kept.open[levels.promise.metric]:
             if each.change in number:
                 levels.open[int(rows[each.device])] = Open(
-                    number[each.change], each.onset, each.since, each.readings, each.steps, each.levels, each.grain
-                )
+                    number[each.change], each.onset, each.since, each.before,
+                    each.readings, each.steps, each.levels, each.grain,
+                )  # fmt: skip
 
 
 def _names(levels: LevelWatch) -> tuple[str, ...]:

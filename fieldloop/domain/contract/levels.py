@@ -73,6 +73,7 @@ class Verdict:
         change: index into the promise's changes.
         certain: else the messages are to be held.
         strength: by how much it exceeds what was asked; the strongest change of an owner is told.
+        before: the last value before it, and its event time in microseconds.
     """
 
     owner: int
@@ -80,15 +81,17 @@ class Verdict:
     change: int
     certain: bool
     strength: float
+    before: tuple[float, int]
 
 
 @dataclass
 class Open:
-    """An onset that is not settled yet: how striking it was, and the sums over the readings since, the grain's too."""
+    """An onset that is not settled yet: how striking it was, what it followed, and the sums over the readings since."""
 
     change: int
     onset: float
     since: int
+    before: tuple[float, int]
     readings: int = 0
     steps: float = 0.0
     levels: float = 0.0
@@ -139,12 +142,18 @@ class LevelWatch:
             every, *_ = choose(series, known.last, known.last_us, np.full(len(enough), len(series.value)))
             found = {owner: verdict for owner, verdict in found.items() if owner not in again}
             found |= self._judge(every.of(np.array(again)), np.array(again), sequence)
-        for jumped in self.ratios.judge(series, sequence):
-            if jumped.owner not in found or not found[jumped.owner].certain:
-                found[jumped.owner] = Verdict(jumped.owner, jumped.since, jumped.change, True, jumped.strength)
+        since = {owner: verdict.since for owner, verdict in found.items() if verdict.certain}
+        for jumped in self.ratios.judge(series, sequence, since):
+            if jumped.owner not in since:
+                found[jumped.owner] = Verdict(
+                    jumped.owner, jumped.since, jumped.change, True, jumped.strength, jumped.before
+                )
                 self.open.pop(jumped.owner, None)
         self._learn(points, owners, sequence, found)
         known.last[owners], known.last_us[owners] = last, last_us
+        for verdict in found.values():
+            if verdict.certain:  # what came since is judged anew once it is mended, as it follows on this
+                known.last[verdict.owner], known.last_us[verdict.owner] = verdict.before
         return list(found.values())
 
     def forget(self, owner: int) -> None:
@@ -290,8 +299,8 @@ class _Spans:
         shown = np.flatnonzero(excess >= 0)
         owners, first = np.unique(self._points.owner[shown], return_index=True)  # since the first that shows it
         return [
-            Verdict(int(owner), int(self._sequence[shown[at]]), change, True, strongest[int(owner)])
-            for owner, at in zip(owners, first, strict=True)
+            Verdict(int(owner), int(self._sequence[at]), change, True, strongest[int(owner)], self._before(at))
+            for owner, at in zip(owners, shown[first], strict=True)
         ]
 
     def doubtful(self, change: int) -> list[Verdict]:
@@ -305,8 +314,9 @@ class _Spans:
         total = np.where(open_still & striking, total, -np.inf)
         verdicts = []
         for at in self._best(total):
-            verdict = Verdict(int(self._points.owner[at]), int(self._sequence[at]), change, False, float(total[at]))
-            self.opened[verdict] = self._sums(Open(change, float(self._onset[at]), verdict.since), at, self._stop[at])
+            owner, since, before = int(self._points.owner[at]), int(self._sequence[at]), self._before(at)
+            verdict = Verdict(owner, since, change, False, float(total[at]), before)
+            self.opened[verdict] = self._sums(Open(change, float(self._onset[at]), since, before), at, self._stop[at])
             verdicts.append(verdict)
         return verdicts
 
@@ -320,14 +330,14 @@ class _Spans:
                 sums = self._sums(onset, at, until)
                 excess = sums.total(rule.weight) - (rule.sharp if onset.onset >= _SHARP else rule.blunt)
                 if excess >= 0:
-                    return Verdict(owner, onset.since, onset.change, True, excess)
+                    return Verdict(owner, onset.since, onset.change, True, excess, onset.before)
         sums = self._sums(onset, at, stop)
         total = sums.total(_WEIGHT)
         if sums.grain >= _GRAIN_ALONE and sums.values(_WEIGHT) >= 0:
-            return Verdict(owner, onset.since, onset.change, True, sums.grain - _GRAIN_ALONE)
+            return Verdict(owner, onset.since, onset.change, True, sums.grain - _GRAIN_ALONE, onset.before)
         if sums.readings >= LONGEST or (total < DOUBT and sums.grain < _GRAIN_SOME):
             return None
-        verdict = Verdict(owner, onset.since, onset.change, False, total)
+        verdict = Verdict(owner, onset.since, onset.change, False, total, onset.before)
         self.opened[verdict] = sums
         return verdict
 
@@ -350,6 +360,10 @@ class _Spans:
     def _limit(self, rule: Rule) -> Floats:
         return np.asarray(np.where(self._onset >= _SHARP, rule.sharp, rule.blunt))
 
+    def _before(self, at: int) -> tuple[float, int]:
+        """Return the reading before a point, and its event time."""
+        return float(self._points.before[at]), int(self._points.before_us[at])
+
     def _best(self, strength: Floats) -> list[int]:
         """Return the strongest point of each owner, the first one of equals."""
         highest = np.repeat(np.maximum.reduceat(strength, self._starts), self._stops - self._starts)
@@ -364,6 +378,7 @@ class _Spans:
             onset.change,
             onset.onset,
             onset.since,
+            onset.before,
             onset.readings + int(end) - begin,
             onset.steps + float(self._steps[end] - self._steps[own]),
             onset.levels + float(self._levels[end] - self._levels[begin]),

@@ -6,6 +6,7 @@ learnt a device; how much larger than that one can be by nature, from the larges
 One is a change if it exceeds that by a margin and if a known change explains it: undone, the jump is an ordinary one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -73,12 +74,13 @@ class RatioHistory:
 
 @dataclass(frozen=True)
 class Jumped:
-    """A device whose values jumped as a change would have them: since which message, and by which change."""
+    """A device whose values jumped as a change would have them: since which message, by which change, after which."""
 
     owner: int
     since: int
     change: int
     strength: float
+    before: tuple[float, int]  # the value, and its event time in microseconds
 
 
 class RatioWatch:
@@ -94,12 +96,13 @@ class RatioWatch:
         self._open = promise.minimum >= 0 and promise.turn is None
         self._near_us = near_us
 
-    def judge(self, series: Series, sequence: Ints) -> list[Jumped]:
+    def judge(self, series: Series, sequence: Ints, since: Mapping[int, int]) -> list[Jumped]:
         """Judge a batch, then learn from the devices of which it shows nothing.
 
         Args:
             series: the channel's readings, those outside the physical range too.
             sequence: [M] int64, stream sequence of each message of the batch.
+            since: owners that are known to have changed, each with the sequence of the first message that shows it.
         """
         if not self._open:
             return []
@@ -111,6 +114,8 @@ class RatioWatch:
         found = jumps.found(self._scales)
         jumps.learn(self.history, {each.owner for each in found})
         self._remember(line)
+        for owner, first in ({each.owner: each.since for each in found} | dict(since)).items():
+            self._remember_before(line, owner, first)
         return found
 
     def _line(self, owner: Ints, value: Floats, event_us: Ints, sequence: Ints) -> "_Line":
@@ -134,6 +139,14 @@ class RatioWatch:
         known = self.history
         known.value[owners], known.event_us[owners] = line.value[last], line.event_us[last]
         known.sequence[owners] = line.sequence[last]
+
+    def _remember_before(self, line: "_Line", owner: int, since: int) -> None:
+        """Keep an owner's last readings before a message alone: what came since is judged anew once it is mended."""
+        rows = np.flatnonzero((line.owner == owner) & (line.sequence < since))[-_KEPT:]
+        known, free = self.history, _KEPT - len(rows)
+        known.value[owner, :free] = np.nan
+        known.value[owner, free:], known.event_us[owner, free:] = line.value[rows], line.event_us[rows]
+        known.sequence[owner, free:] = line.sequence[rows]
 
 
 def _last(series: Series) -> tuple[Ints, Ints]:
@@ -192,8 +205,9 @@ class _Jumps:
             place = int(beside[np.argmax(np.abs(self.jump[beside]))])
             best = min((abs(self._undone(place, scale)) / usual[place], change) for change, scale in scales)
             if best[0] <= USUAL and who not in found:
-                strength = float(abs(self.jump[place]) / usual[place] / limit)
-                found[who] = Jumped(who, int(self._line.sequence[self.at[place]]), best[1], strength)
+                strength, at = float(abs(self.jump[place]) / usual[place] / limit), int(self.at[place])
+                before = float(self._line.value[at - 1]), int(self._line.event_us[at - 1])
+                found[who] = Jumped(who, int(self._line.sequence[at]), best[1], strength, before)
         return list(found.values())
 
     def learn(self, known: RatioHistory, changed: set[int]) -> None:

@@ -3,6 +3,7 @@
 import json
 
 import cbor2
+import msgspec
 import pytest
 
 from fieldloop.domain.harmonize import harmonize
@@ -39,6 +40,14 @@ def test_base_values_hold_until_they_are_set_anew():
         {"n": "meter", "t": 10, "s": 7},
     ]
     assert read(pack) == ([(0, 21.5, -10_000_000), (0, 22.0, -5_000_000), (0, 3.0, 0), (1, 107.0, 0)], [])
+
+
+def test_base_values_have_their_numbers_in_cbor():
+    """The same pack by RFC 8428's table of labels."""
+    pack = [{-2: "urn:dev:d1:", -3: T - 10, -5: 20, -6: 100, -4: "K", 0: "temp", 2: 280.0}, {0: "meter", 6: 10, 5: 7}]
+    readings, rejects = harmonize(msgspec.structs.replace(ROOM, format="senml-cbor"), messages(cbor2.dumps(pack)))
+    assert (readings.value.tolist(), rejects) == ([pytest.approx(26.85), 107.0], [])
+    assert (readings.event_us - NOON_US).tolist() == [-10_000_000, 0]
 
 
 def test_small_times_are_relative_to_the_arrival():
