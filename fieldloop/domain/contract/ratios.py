@@ -114,8 +114,8 @@ class RatioWatch:
         found = jumps.found(self._scales)
         jumps.learn(self.history, {each.owner for each in found})
         self._remember(line)
-        for owner, first in ({each.owner: each.since for each in found} | dict(since)).items():
-            self._remember_before(line, owner, first)
+        for changed, first in ({each.owner: each.since for each in found} | dict(since)).items():
+            self._remember_before(line, changed, first)
         return found
 
     def _line(self, owner: Ints, value: Floats, event_us: Ints, sequence: Ints) -> "_Line":
