@@ -5,6 +5,7 @@ import pytest
 
 from fieldloop.domain.contract.clocks import ClockVerdict, ClockWatch, Times
 from fieldloop.domain.contract.keeping import absorb, keep
+from fieldloop.domain.contract.points import Series
 from fieldloop.domain.contract.promise import Change, Finding, Promise
 from fieldloop.domain.contract.watch import Watch
 from fieldloop.domain.readings import Messages, Readings
@@ -141,6 +142,10 @@ def test_a_doubling_that_no_device_of_the_fleet_ever_showed_is_found_by_its_rati
     for _ in range(2):  # sent once more, as out of quarantine, it is judged by what came before it
         certain = [each for each in blow(again, 2100, values[:, 2100:]) if each.certain]
         assert [(each.device, each.change, each.since) for each in certain] == [("d7", "km/h", 2100 // 6 * 60 + 8)]
+    event_us = BEGIN_US + np.arange(2100, 2160) * STEP_US
+    changed = Series(np.full(60, again.devices["d7"]), np.arange(60), values[7, 2100:], event_us)
+    jumps = [again.levels[0].ratios.judge(changed, 30_000 + np.arange(60), {}) for _ in range(2)]  # without decimals
+    assert [(jumped.since, jumped.change) for (jumped,) in jumps] == [(30_000, 0)] * 2
 
 
 def test_knots_made_of_hundredths_are_told_by_their_decimals() -> None:
