@@ -24,7 +24,8 @@ from fieldloop.stores.settings import Settings
 from fieldloop.stores.tables import TIME
 from infra.local.turbines import source_readings
 from tasks.examples import Examples, examples
-from tasks.fitting import Fitted, fit, prepare
+from tasks.fitting import Fitted, fit
+from tasks.materials import prepare
 from tasks.preprocess import split_up
 
 UNTIL: Final = datetime(2015, 1, 1, tzinfo=UTC)

@@ -1,7 +1,5 @@
 """What turns a learner's output into a prediction: thresholds from training windows, calibration from validation."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,15 +8,13 @@ from fieldloop.domain.recipe import Candidate, Classifying
 from fieldloop.domain.recipe.candidates import Novelty
 from fieldloop.domain.recipe.target import Anomaly
 from tasks.candidates.learner import Learner, Matrix
-
-if TYPE_CHECKING:
-    from tasks.fitting import Materials
+from tasks.materials import Materials
 
 _LEAST = 1e-7  # as `fieldloop.domain.head` has it
 _PENALTY = 1e-3  # keeps a calibration finite where the classes are told apart without a mistake
 
 
-def head_of(materials: "Materials", candidate: Candidate, learner: Learner, features: Matrix) -> Head:
+def head_of(materials: Materials, candidate: Candidate, learner: Learner, features: Matrix) -> Head:
     """Return the head of a learner that was fitted to `features`, float32 [N, F]."""
     kind = materials.problem.kind
     target = materials.recipe.target

@@ -17,7 +17,8 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
 from tasks.examples import read
-from tasks.fitting import fit, prepare
+from tasks.fitting import fit
+from tasks.materials import prepare
 from tasks.origin import ORIGIN, RECIPE, Origin, code, decode, digest, packages
 
 

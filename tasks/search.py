@@ -18,7 +18,8 @@ from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.metrics import LOWER_IS_BETTER, judge
 from fieldloop.domain.recipe import Candidate
 from fieldloop.domain.recipe.candidates import Choice, Range
-from tasks.fitting import Materials, try_out
+from tasks.fitting import try_out
+from tasks.materials import Materials
 from tasks.tags import SEARCH
 
 if TYPE_CHECKING:

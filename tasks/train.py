@@ -30,8 +30,9 @@ from tasks.ancestry import newest_whole
 from tasks.candidates.learner import load_libraries
 from tasks.cluster import connected
 from tasks.examples import Versions, read
-from tasks.fitting import Fitted, Materials, fit, prepare
+from tasks.fitting import Fitted, fit
 from tasks.leaks import refuse_leaks
+from tasks.materials import Materials, prepare
 from tasks.origin import packages
 from tasks.results import CandidateResult, TrainResult, ranked_by, read_back
 from tasks.runs import lineage, load_profiles, log_dataset, log_fitted, log_values, recipe_params

@@ -14,8 +14,9 @@ from fieldloop.stores.settings import Settings
 from fieldloop.stores.tables import SCHEMAS, TIME
 from tasks.cluster import connected, in_order
 from tasks.examples import Versions, read
-from tasks.fitting import Fitted, fit, prepare
+from tasks.fitting import Fitted, fit
 from tasks.grids import LakeGrids, look_up
+from tasks.materials import prepare
 from tasks.matrix import _of_part, _parts
 from tasks.preprocess import preprocess
 from tasks.train import begin

@@ -8,7 +8,8 @@ import pytest
 
 from fieldloop.domain.document import load
 from fieldloop.domain.recipe import Recipe
-from tasks.fitting import Fitted, fit, prepare
+from tasks.fitting import Fitted, fit
+from tasks.materials import prepare
 from tasks.notes import notes
 from tasks.pictures import pictures
 from tests.tasks.farm import SPLIT, STEPS, TEXT, windows_of

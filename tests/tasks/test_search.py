@@ -10,7 +10,7 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from tasks import search as searching
 from tasks.examples import read
-from tasks.fitting import Materials, prepare
+from tasks.materials import Materials, prepare
 from tasks.search import Trials, in_silence, search
 from tasks.train import begin, train_candidate
 from tests.tasks.farm import FarmSettings, farm, write_tables
