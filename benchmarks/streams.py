@@ -4,33 +4,36 @@ import io
 import json
 import tarfile
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import polars as pl
 import zstandard
+from numpy.typing import NDArray
 
+from fieldloop.domain.alerts import begins
 from fieldloop.domain.nab import Series, best, probation, score
+from fieldloop.domain.recipe import load_recipe
 from fieldloop.stores import registry
 from fieldloop.stores.settings import Settings
 from tasks.runs import PREDICTIONS
 
-STEP: Final = "5m"  # grid step of recipe `nab`
-DAYS: Final = 3.5  # of its windows
+BEGIN: Final = datetime(2000, 1, 1, tzinfo=UTC)  # of the clock of profile `nab-series`, which counts records from 1
+STEP: Final = timedelta(minutes=5)  # from one to the next
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the archive, and write its labelled windows as the intervals that a recipe reads."""
+    """Unpack the archive, and write its labelled windows as the intervals of a recipe, by the records' clock."""
     with (
         archive.open("rb") as packed,
         zstandard.ZstdDecompressor().stream_reader(packed) as plain,
         tarfile.open(fileobj=plain, mode="r|") as members,
     ):
         members.extractall(folder, filter="data")
-    rows = [(device, first, last) for device, spans in _windows(folder).items() for first, last in spans]
-    pl.DataFrame(rows, schema=["device", "start", "end"], orient="row").write_csv(folder / "windows.csv")
+    rows = pl.concat([_labelled(path, _windows(folder)[path.stem]) for path in sorted(folder.glob("data/*/*.csv"))])
+    rows.write_csv(folder / "windows.csv")
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,20 @@ class Scored:
         """What falls short of a perfect detector."""
         missed = self.windows - self.found
         return (
-            f"of {self.windows} labelled windows {missed} are missed, in {self.silent} of them no value is new to the "
-            f"{DAYS} days before it: one model for 58 series of any scale sees new values, not seasons or shapes that "
-            f"break; and {self.false_alarms} records outside are taken for anomalous, as it remembers no alarm"
+            f"of {self.windows} labelled windows {missed} are missed, in {self.silent} of them nothing is new to the "
+            f"1,024 records before it; {self.false_alarms} records outside are taken for anomalous; and one that is "
+            f"found in its middle, where the labelled moment is, counts 0.86 of one found at its begin. HTM (70.5) and "
+            f"ARTime (74.9) are told each series' least and greatest value beforehand, as the benchmark allows"
         )
 
 
 def standard_score(settings: Settings, run_id: str) -> Scored:
-    """Return the score of what a run predicted for its test windows."""
+    """Return the score of what a run predicted for its test windows, alarms held as the recipe holds alerts."""
     data = registry.run_artifact(settings, run_id, PREDICTIONS)
     said = pl.read_parquet(io.BytesIO(data)).filter(pl.col("part") == "test")
     folder = settings.root / "datasets" / "nab"
-    windows = _windows(folder)
-    corpus = [_series(path, said, windows[path.stem]) for path in sorted(folder.glob("data/*/*.csv"))]
+    windows, hold = _windows(folder), load_recipe(settings.root, "nab").release.alert_hold
+    corpus = [_series(path, said, windows[path.stem], hold) for path in sorted(folder.glob("data/*/*.csv"))]
     threshold, hindsight = best(corpus)
     counts = np.sum([_counts(series, threshold) for series in corpus], axis=0).tolist()
     return Scored(hindsight, threshold, score(corpus), *counts)
@@ -111,16 +115,31 @@ def _windows(folder: Path) -> dict[str, list[tuple[str, str]]]:
     return {Path(name).stem: [(first, last) for first, last in spans] for name, spans in labelled.items()}
 
 
-def _series(path: Path, said: pl.DataFrame, windows: list[tuple[str, str]]) -> Series:
-    """A series' records; of several in one grid step the last one has what was said of the step."""
-    times = pl.read_csv(path)["timestamp"].str.to_datetime(time_unit="us").sort().dt.replace_time_zone("UTC")
-    records = pl.DataFrame({"time": times}).with_columns(step=pl.col("time").dt.truncate(STEP))
-    last = pl.col("step") != pl.col("step").shift(-1, fill_value=datetime.max.replace(tzinfo=times[0].tzinfo))
-    mine = said.filter(pl.col("device") == path.stem).select(step="end_time", said="prediction")
-    found = records.with_columns(last=last).join(mine, on="step", how="left", maintain_order="left")
-    scores = found.select(pl.when("last").then("said").cast(pl.Float64).fill_null(float("nan")))["said"].to_numpy()
-    spans = [(_us(first), _us(last)) for first, last in windows]
-    return Series(times.to_physical().to_numpy(), scores, spans)
+def _labelled(path: Path, windows: list[tuple[str, str]]) -> pl.DataFrame:
+    """The windows of a series by the records' clock."""
+    times = _times(path)
+    spans = [np.flatnonzero((times >= _us(first)) & (times <= _us(last))) for first, last in windows]
+    moments = [(BEGIN + STEP * int(each[0] + 1), BEGIN + STEP * int(each[-1] + 1)) for each in spans]
+    rows = [(path.stem, first.isoformat(), last.isoformat()) for first, last in moments]
+    return pl.DataFrame(rows, schema={"device": pl.String, "start": pl.String, "end": pl.String}, orient="row")
+
+
+def _series(path: Path, said: pl.DataFrame, windows: list[tuple[str, str]], hold: int) -> Series:
+    """A series' records in order of time, with what was said of each; 0 where an alarm only goes on."""
+    times = _times(path)
+    scores = np.full(len(times), np.nan)
+    mine = said.filter(pl.col("device") == path.stem).sort("end_time")
+    records = ((mine["end_time"] - BEGIN).dt.total_microseconds() // (STEP // timedelta(microseconds=1)) - 1).to_numpy()
+    scores[records] = mine["prediction"].to_numpy()
+    alarms = records[scores[records] >= 1]
+    scores[alarms[~begins(alarms, hold)]] = 0
+    order = np.argsort(times, kind="stable")
+    return Series(times[order], scores[order], [(_us(first), _us(last)) for first, last in windows])
+
+
+def _times(path: Path) -> NDArray[np.int64]:
+    """Of the records, in the order of the file, microseconds since the epoch."""
+    return pl.read_csv(path)["timestamp"].str.to_datetime(time_unit="us").to_physical().to_numpy()
 
 
 def _us(text: str) -> int:

@@ -19,8 +19,7 @@ def head_of(materials: Materials, candidate: Candidate, learner: Learner, featur
     kind = materials.problem.kind
     target = materials.recipe.target
     if isinstance(candidate, Novelty):
-        limits = (candidate.limit,) if candidate.gap is None else (candidate.limit, candidate.gap)
-        return Head(kind, thresholds=limits)
+        return Head(kind, thresholds=tuple(candidate.limits.values()))
     if isinstance(target, Anomaly):
         return Head(kind, thresholds=thresholds(learner.raw(features), target.quantile))
     if isinstance(candidate, Classifying) and candidate.calibrated and materials.problem.classifies:

@@ -231,6 +231,7 @@ def _target(recipe: Recipe, profile: Profile) -> bytes:
     wanted = recipe.release
     memory = None if wanted.memory_mb is None else round(wanted.memory_mb * 1e6)
     latency = None if wanted.latency_ms is None else wanted.latency_ms / 1e3
+    hold_us = wanted.alert_hold * recipe.step_us
     limited = wanted.alert_below is not None or wanted.alert_above is not None
     return msgspec.json.encode(
         {
@@ -238,7 +239,7 @@ def _target(recipe: Recipe, profile: Profile) -> bytes:
             "unit": recipe.target_unit(profile),
             "tolerance": wanted.tolerance,
             "budget": Budget(memory, latency),
-            "alerts": Limits(wanted.alert_below, wanted.alert_above) if limited else None,
+            "alerts": Limits(wanted.alert_below, wanted.alert_above, hold_us) if limited else None,
         }
     )
 

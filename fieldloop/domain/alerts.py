@@ -9,11 +9,18 @@ from numpy.typing import NDArray
 from fieldloop.domain.errors import PayloadError
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Beyond which a prediction is an alert, in the unit of the release; None sets no limit."""
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Beyond which a prediction is an alert, in the unit of the release; None sets no limit.
+
+    Attributes:
+        below: lower limit.
+        above: upper limit.
+        hold_us: a prediction beyond a limit so soon behind another of the device is no new alert.
+    """
 
     below: float | None = None
     above: float | None = None
+    hold_us: int = 0
 
 
 class Alert(msgspec.Struct, frozen=True):
@@ -52,6 +59,19 @@ def crossings(
     if limits.above is not None:
         sides.append(("above", limits.above, value > limits.above))
     return [(side, limit, np.flatnonzero(beyond)) for side, limit, beyond in sides if beyond.any()]
+
+
+def begins(end_us: NDArray[np.int64], hold_us: int, before_us: int | None = None) -> NDArray[np.bool_]:
+    """Tell which of a device's windows beyond a limit begin an alert: no other lies beyond it within `hold_us` before.
+
+    Args:
+        end_us: [N], increasing, of the windows beyond the limit.
+        hold_us: see `Limits`; 0 makes each an alert.
+        before_us: the last one before these.
+    """
+    if before_us is None:
+        return np.append(np.True_, np.diff(end_us) > hold_us)[: len(end_us)]
+    return np.diff(end_us, prepend=before_us) > hold_us
 
 
 def encode(alert: Alert) -> bytes:

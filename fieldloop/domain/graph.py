@@ -28,6 +28,7 @@ from fieldloop.domain.features.differences import differences
 from fieldloop.domain.features.level import level
 from fieldloop.domain.features.masks import mask
 from fieldloop.domain.features.novelty import novelty
+from fieldloop.domain.features.patterns import patterns
 from fieldloop.domain.features.presence import presence
 from fieldloop.domain.features.quantiles import quantiles
 from fieldloop.domain.features.shape import shape
@@ -58,6 +59,7 @@ FAMILIES: Final[dict[Family, Callable[[Cleaned], list[Columns]]]] = {
     "autocorrelation": autocorrelation,
     "spectrum": spectrum,
     "novelty": novelty,
+    "patterns": patterns,
     "cross_channel": cross_channel,
     "calendar": calendar,
 }

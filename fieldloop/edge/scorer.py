@@ -194,19 +194,37 @@ def pack(target: str, release: str, windows: Windows, value: NDArray[np.float32]
     return packed
 
 
-def alarm(target: str, release: str, manifest: Manifest, windows: Windows, value: NDArray[np.float32]) -> list[bytes]:
-    """Return the alerts of predictions float32 [N] beyond the release's limits, one a device and limit."""
-    if manifest.alerts is None:
-        return []
-    found, start = [], 0
-    for device, count in windows.devices:
-        mine, ends = value[start : start + count], windows.end_us[start : start + count]
-        start += count
-        for side, limit, rows in alerts.crossings(manifest.alerts, mine):
-            alert = Alert(target, release, device, manifest.target, manifest.unit, side, limit,
-                          tuple(ends[rows].tolist()), tuple(mine[rows].tolist()))  # fmt: skip
-            found.append(alerts.encode(alert))
-    return found
+class Alarms:
+    """What tells of predictions beyond a release's limits; a hold begins anew when the agent does."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._last: dict[tuple[str, str], int] = {}  # window beyond a limit, by device and side
+
+    def of(self, release: str, manifest: Manifest, windows: Windows, value: NDArray[np.float32]) -> list[bytes]:
+        """Return the alerts of predictions float32 [N], one a device and limit."""
+        if manifest.alerts is None:
+            return []
+        found, start = [], 0
+        for device, count in windows.devices:
+            mine, ends = value[start : start + count], windows.end_us[start : start + count]
+            start += count
+            for side, limit, rows in alerts.crossings(manifest.alerts, mine):
+                rows = self._begun(device, side, manifest.alerts.hold_us, ends, rows)
+                alert = Alert(self._target, release, device, manifest.target, manifest.unit, side, limit,
+                              tuple(ends[rows].tolist()), tuple(mine[rows].tolist()))  # fmt: skip
+                found += [alerts.encode(alert)] if len(rows) else []
+        return found
+
+    def _begun(
+        self, device: str, side: str, hold_us: int, ends: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Those of the rows beyond a limit that begin an alert."""
+        if not hold_us:
+            return rows
+        begun = rows[alerts.begins(ends[rows], hold_us, self._last.get((device, side)))]
+        self._last[device, side] = int(ends[rows[-1]])
+        return begun
 
 
 def _messages(deliveries: Sequence[Delivery], carry: Carry) -> Messages:

@@ -18,7 +18,7 @@ from fieldloop.domain.errors import PayloadError, ReleaseError, ServiceError
 from fieldloop.edge import files
 from fieldloop.edge.feed import Batch, OutOfOrder, Position
 from fieldloop.edge.model import Loaded
-from fieldloop.edge.scorer import Scorer, Windows, alarm, pack
+from fieldloop.edge.scorer import Alarms, Scorer, Windows, pack
 from fieldloop.edge.sender import Sender
 from fieldloop.edge.serving import Serving
 from fieldloop.edge.spool import Kind, Spool
@@ -68,6 +68,7 @@ class Scoring:
         self, target: str, scorer: Scorer, serving: Serving, spool: Spool, sender: Sender, state: Path
     ) -> None:
         self._target = target
+        self._alarms = Alarms(target)
         self._scorer = scorer
         self._serving = serving
         self._spool = spool
@@ -172,7 +173,7 @@ class Scoring:
                 await _pause(ended, STUCK_S)
                 continue
             assert loaded is not None  # noqa: S101 - it has just predicted
-            alerts = alarm(self._target, loaded.digest, loaded.manifest, windows, value)
+            alerts = self._alarms.of(loaded.digest, loaded.manifest, windows, value)
             self._spool.add(Kind.PREDICTIONS, pack(self._target, loaded.digest, windows, value))
             if alerts:
                 self._spool.add(Kind.ALERT, alerts)

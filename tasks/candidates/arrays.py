@@ -118,10 +118,10 @@ class Deviations(msgspec.Struct, frozen=True, tag="deviations"):
 
 
 class Excesses(msgspec.Struct, frozen=True, tag="excesses"):
-    """The largest excess of a channel's last value over all before it, and the largest gap; 0 where it has none.
+    """The largest excess of a channel's last value over all before it, gap and oddity; 0 where it has none.
 
     Attributes:
-        columns: [K][C] features that hold them: excesses, and gaps where they count.
+        columns: [K][C] features that hold them: excesses, and gaps and oddities where they count.
     """
 
     columns: list[list[int]]
@@ -238,15 +238,16 @@ def fit_deviations(names: tuple[str, ...]) -> Deviations:
 
 
 def fit_excesses(candidate: Novelty, names: tuple[str, ...]) -> Excesses:
-    """Look up the features that hold excesses, and gaps where they count.
+    """Look up the features that hold excesses, and gaps and oddities where they count.
 
     Raises:
         TrainingError: there is none.
     """
-    wanted = (".excess",) if candidate.gap is None else (".excess", ".gap")
-    columns = [[column for column, name in enumerate(names) if name.endswith(kind)] for kind in wanted]
-    if not all(columns):
-        raise TrainingError("novelty: expected the excess of a channel, got none: take the family `novelty`")
+    columns = [[column for column, name in enumerate(names) if name.endswith(f".{kind}")] for kind in candidate.limits]
+    for kind, found in zip(candidate.limits, columns, strict=True):
+        if not found:
+            family = "patterns" if kind == "oddity" else "novelty"
+            raise TrainingError(f"novelty: expected the {kind} of a channel, got none: take the family `{family}`")
     return Excesses(columns)
 
 

@@ -63,6 +63,7 @@ def one(x: Window) -> dict[str, float]:
             "turns": np.count_nonzero(d[1:] * d[:-1] < 0) / pairs,
         }),
         **excess(x),
+        **oddity(x),
         **{f"acf{k}": np.sum(dev[k:] * dev[:-k]) / np.sum(dev**2) for k in (1, 2, 4, 8, 16) if k <= len(x) // 2},
         **{f"band{low}": power[low : 2 * low].sum() / power[1:].sum() for low in octaves},
     }  # fmt: skip
@@ -82,6 +83,25 @@ def excess(x: Window) -> dict[str, float]:
     most = max(distances, default=nearest)
     gap = min(nearest / max(most, 1e-30), 1e6) if nearest > most else 0.0
     return {"excess": min(beyond / max(width, 1e-30), 1e6), "gap": gap}
+
+
+def oddity(x: Window) -> dict[str, float]:
+    """How many times as far the last course of eight blocks is from its nearest as any before it from its own."""
+    steps = max(1, len(x) // 80)
+    if len(x) < 24:
+        return {}
+    cut = x[len(x) % steps :].reshape(-1, steps)
+    means = [math.nan if np.isnan(block).all() else float(np.nanmean(block)) for block in cut]
+    courses = np.lib.stride_tricks.sliding_window_view(means, 8)
+    apart = np.nan_to_num(np.square(courses[:, None] - courses).sum(axis=2), nan=np.inf)
+    before = len(courses) - 8
+    each = [min((apart[i, j] for j in range(before) if abs(i - j) >= 8), default=math.inf) for i in range(before)]
+    finite = [distance for distance in each if distance < math.inf]
+    nearest = min(apart[-1, :before])
+    if not finite or nearest == math.inf:
+        return {"oddity": math.nan}
+    times = min(math.sqrt(nearest / max(*finite, 1e-60)), 1e6)
+    return {"oddity": times if nearest > max(finite) else 0.0}
 
 
 def correlation(x: Window, y: Window) -> float:

@@ -22,7 +22,7 @@ CHANNELS: list[reference.Channel] = [
     {"metric": "b", "frozen_steps": 2},
     {"metric": "c", "valid": [0.1, 0.7]},
 ]
-OF_CHANNELS = tuple(family for family in get_args(Family) if family != "calendar")
+OF_CHANNELS = tuple(family for family in get_args(Family) if family not in ("calendar", "patterns"))
 OF_ONE = tuple(family for family in OF_CHANNELS if family != "cross_channel")
 WILD = st.one_of(
     st.sampled_from([0.0, -0.0, 0.1, 0.7, 1.0, 2.0, 50.0, 51.0, math.nan, math.inf, -math.inf]),
@@ -147,6 +147,22 @@ def test_row_and_batch_of_any_shape(channels: int, length: int) -> None:
     assert_one_and_the_same(Built(of, threads=2), windows)
 
 
+@pytest.mark.parametrize(("channels", "length"), [(1, 24), (2, 30), (1, 170), (3, 247)])
+def test_courses_are_the_reference(channels: int, length: int) -> None:
+    """Courses of single steps and of blocks, with gaps, repeats and new levels, to the same bits however built."""
+    built = Built(recipe([{"metric": f"m{i}"} for i in range(channels)], length, ("patterns",)))
+    random = np.random.default_rng(5)
+    windows = (np.sin(np.arange(length)) + random.normal(0, 0.2, (40, channels, length))).round(1).astype(np.float32)
+    windows[::3, :, -9:] += np.array([3, 0.5, 0, -2] * 4, np.float32)[: len(windows[::3]), None, None]
+    windows[random.random(windows.shape) < 0.02] = np.nan
+    windows[7] = np.sin(np.arange(length) % 8)  # each course comes again: none is odd
+    windows[8, :, : length - 20] = np.nan
+    expected = [[reference.oddity(row.astype(np.float64)).get("oddity", math.nan) for row in rows] for rows in windows]
+    np.testing.assert_allclose(built.run(windows), np.array(expected, np.float32), rtol=1e-5)
+    assert np.nanmax(np.array(expected)) > 1
+    assert_one_and_the_same(built, windows)
+
+
 def test_nothing_there(three: Built) -> None:
     """A window without a single value has no features but NaN, and the count says so."""
     empty = three.run(np.full((2, 3, LENGTH), np.nan, dtype=np.float32))
@@ -192,7 +208,11 @@ def test_names(three: Built) -> None:
 
 @pytest.mark.parametrize(
     ("channels", "length", "family", "message"),
-    [(2, 2, "crossings", "at least 3 steps, got 2"), (1, 9, "cross_channel", "pairs 2 to 16 channels, got 1")],
+    [
+        (2, 2, "crossings", "at least 3 steps, got 2"),
+        (1, 23, "patterns", "at least 24 steps, got 23"),
+        (1, 9, "cross_channel", "pairs 2 to 16 channels, got 1"),
+    ],
 )
 def test_families_that_do_not_fit(channels: int, length: int, family: str, message: str) -> None:
     """A recipe that asks for the impossible says so."""

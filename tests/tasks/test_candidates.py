@@ -119,7 +119,9 @@ def test_a_value_in_a_hole_is_as_new_as_one_beyond() -> None:
     assert model.predict(features)[:, 0].tolist() == [1.5, 2, 0]
     graph = onnxruntime.InferenceSession(candidates.convert(model, 4).SerializeToString())
     np.testing.assert_array_equal(graph.run(None, {"input": features})[0], learner.raw(features))
-    with pytest.raises(TrainingError, match="novelty: expected the excess"):
+    with pytest.raises(TrainingError, match="the oddity of a channel, got none: take the family `patterns`"):
+        candidates.fit(candidate("novelty", gap=4, pattern=2), PROBLEMS["anomaly"], GAPS, *rows("anomaly"), SEED)
+    with pytest.raises(TrainingError, match="the gap of a channel, got none: take the family `novelty`"):
         candidates.fit(candidate("novelty", gap=4), PROBLEMS["anomaly"], NAMES, *rows("anomaly"), SEED)
 
 

@@ -207,7 +207,7 @@ class Deviation(Algorithm):
 
 
 class Novelty(Algorithm):
-    """How far a channel's last value lies beyond all before it in its window, or from any. Needs the family `novelty`.
+    """How far a channel's last value or course is from all before it in its window. Needs the family `novelty`.
 
     The limits are not learnt, so that they suit devices of any scale, and those that have little to learn from.
 
@@ -215,11 +215,20 @@ class Novelty(Algorithm):
         limit: from where on a value beyond the others is an alarm, in widths of the window's middle 80 %.
         gap: from where on one in a hole between them is: how many times as far from the nearest as any other from its
             own; None looks at no holes.
+        pattern: from where on the last course is one: how many times as far from the nearest before it as any of these
+            from its own. Needs the family `patterns`; None looks at no courses.
     """
 
     algorithm: Literal["novelty"]
     limit: float = Field(0.75, gt=0)
     gap: float | None = Field(None, gt=1)
+    pattern: float | None = Field(None, gt=1)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """By the feature that each holds for."""
+        limits = {"excess": self.limit, "gap": self.gap, "oddity": self.pattern}
+        return {feature: limit for feature, limit in limits.items() if limit is not None}
 
 
 class Pca(Algorithm):

@@ -9,9 +9,10 @@ from fieldloop.domain.recipe.part import Name, Part
 
 Family = Literal[
     "presence", "level", "spread", "quantiles", "shape", "trend", "differences", "crossings", "autocorrelation",
-    "spectrum", "novelty", "cross_channel", "calendar",
+    "spectrum", "novelty", "patterns", "cross_channel", "calendar",
 ]  # fmt: skip
-LEAST_STEPS: Final[dict[Family, int]] = {"presence": 1, "level": 1, "calendar": 1, "crossings": 3}  # of others two
+LEAST_STEPS: Final[dict[Family, int]] = {"presence": 1, "level": 1, "calendar": 1, "crossings": 3, "patterns": 24}
+"""Of a window; of other families two."""
 MOST_STEPS: Final = 1_024
 MOST_CROSSED: Final = 16  # channels, 120 pairs
 

@@ -60,6 +60,7 @@ class Release(Part):
         tolerance: difference of an output that still counts as proved, unit of the target.
         alert_below: a target publishes an alert for a prediction below it, unit of the target; None sets no limit.
         alert_above: the same for one above it.
+        alert_hold: steps after a prediction beyond a limit in which another of the device is no new alert.
         memory_mb: resident memory that the agent may take with it, in 10^6 bytes; above it the target goes back.
         latency_ms: what its graph may take for one window.
     """
@@ -68,6 +69,7 @@ class Release(Part):
     tolerance: float = Field(0.0, ge=0)
     alert_below: float | None = None
     alert_above: float | None = None
+    alert_hold: int = Field(0, ge=0, le=1_000_000)
     memory_mb: float | None = Field(None, gt=0)
     latency_ms: float | None = Field(None, gt=0)
 
