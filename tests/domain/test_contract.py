@@ -91,6 +91,8 @@ def test_fahrenheit_is_found_however_messages_are_batched_and_across_restarts(ba
         found = judge(watch, 1300 + first, changed[first : first + batch])
         assert [(finding.metric, finding.change, finding.since) for finding in found] == [("temperature", "degF", 1301)]
         if found[0].certain:
+            anew = judge(watch, 1300, changed)  # as out of quarantine, after an edit that mends nothing
+            assert [(finding.change, finding.since, finding.certain) for finding in anew] == [("degF", 1301, True)]
             return
         assert watch.held() == {"d1": 1301}
     pytest.fail("never certain")
