@@ -17,6 +17,7 @@ from prefect.utilities.schema_tools import validate
 from typer.testing import CliRunner
 
 from fieldloop.cli.main import app
+from fieldloop.domain.recipe import load_recipe
 from fieldloop.stores.settings import Settings
 
 pytestmark = [
@@ -62,7 +63,11 @@ def desk(platform_environment: Settings, tmp_path: Path, monkeypatch: pytest.Mon
     for before, body in blocks("yaml"):
         path = tmp_path / re.findall(r"`([\w/-]+\.yaml)`", before)[-1]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(body.replace("trials: 8", "trials: 1"))
+        path.write_text(body)
+    recipe = tmp_path / "recipes" / "pump-bearing.yaml"
+    assert len(load_recipe(tmp_path, recipe.stem).candidates) == 3
+    lean = re.sub(r"  - {algorithm: \w+}\n", "", recipe.read_text().replace("trials: 8", "trials: 1"))
+    recipe.write_text(lean)  # one candidate is soon learnt
     monkeypatch.setattr(Settings, "root", tmp_path)
     with temporary_settings({PREFECT_API_URL: platform_environment.prefect_api}):
         yield tmp_path
