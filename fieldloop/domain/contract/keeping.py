@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldloop.domain.contract.history import Ints
-from fieldloop.domain.contract.levels import LevelWatch, Open
+from fieldloop.domain.contract.levels import LevelWatch
+from fieldloop.domain.contract.onset import Open
 from fieldloop.domain.contract.watch import Watch
 
 _KINDS: Final = {"f": "<f8", "i": "<i8"}

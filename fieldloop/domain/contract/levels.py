@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fieldloop.domain.contract.grains import Grains, GrainWatch
 from fieldloop.domain.contract.history import Floats, History, Ints, Usual
+from fieldloop.domain.contract.onset import GRAIN, Open, Verdict
 from fieldloop.domain.contract.points import ENOUGH, Points, Series, choose
 from fieldloop.domain.contract.promise import Change, Promise
 from fieldloop.domain.contract.ratios import RatioWatch
@@ -35,7 +36,6 @@ DOUBT: Final = 14.0  # this much in all: messages are held until there is more t
 _CLIP: Final = 6.0  # of one reading's witness for steps or levels
 _SHARP: Final = 8.0  # an onset beyond it counts as sharp
 _WEIGHT: Final = 3.0  # of the two means while in doubt
-_GRAIN: Final = (-10.0, 20.0)  # bounds of what the grain says beside the other witnesses
 _GRAIN_ALONE: Final = 18.0  # one chance in sixty million: a change whose values do not speak against it is certain
 _GRAIN_SOME: Final = 3.5  # with so much of it,
 _GRAIN_DOUBT: Final = 8.0  # and this much together with the onset, messages are held
@@ -61,50 +61,6 @@ class Rule:
 # about 2 above the most that the wind farm and made-up honest fleets showed by nature
 RULES: Final = (Rule(12, 3.0, 31.0, 36.0), Rule(48, 5.0, 34.0, 45.0), Rule(144, 5.0, 27.0, 34.0))
 LONGEST: Final = RULES[-1].readings
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one metric says of a device.
-
-    Attributes:
-        owner: the device.
-        since: stream sequence of the first message that shows it.
-        change: index into the promise's changes.
-        certain: else the messages are to be held.
-        strength: by how much it exceeds what was asked; the strongest change of an owner is told.
-        before: the last value before it, and its event time in microseconds.
-    """
-
-    owner: int
-    since: int
-    change: int
-    certain: bool
-    strength: float
-    before: tuple[float, int]
-
-
-@dataclass
-class Open:
-    """An onset that is not settled yet: how striking it was, what it followed, and the sums over the readings since."""
-
-    change: int
-    onset: float
-    since: int
-    before: tuple[float, int]
-    readings: int = 0
-    steps: float = 0.0
-    levels: float = 0.0
-    grain: float = 0.0
-
-    def values(self, weight: float) -> float:
-        """Return what onset, steps and levels come to."""
-        means = self.steps / max(self.readings - 1, 1) + self.levels / max(self.readings, 1)
-        return self.onset + weight * means
-
-    def total(self, weight: float) -> float:
-        """Return what all witnesses come to."""
-        return self.values(weight) + min(max(self.grain, _GRAIN[0]), _GRAIN[1])
 
 
 class LevelWatch:
@@ -343,7 +299,7 @@ class _Spans:
 
     def _total(self, readings: int, weight: float) -> Floats:
         """Return what the spans of so many readings, or as many as there are, come to."""
-        return np.asarray(self._values_until(readings, weight) + np.clip(self._grain_until(readings), *_GRAIN))
+        return np.asarray(self._values_until(readings, weight) + np.clip(self._grain_until(readings), *GRAIN))
 
     def _values_until(self, readings: int, weight: float) -> Floats:
         begin = np.arange(len(self._points))
