@@ -4,6 +4,7 @@ Nothing is written: grid and windows are made in memory as *preprocess* would ma
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -15,13 +16,18 @@ from fieldloop.domain.document import line_of
 from fieldloop.domain.errors import DocumentError
 from fieldloop.domain.parts import PARTS
 from fieldloop.domain.recipe import Recipe, load_recipe, recipe_file
+from fieldloop.domain.recipe.split import ByDevice
+from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
+from tasks.basis import Basis, basis_of
 from tasks.examples import Examples, examples
 from tasks.leaks import leak, likenesses
 from tasks.preprocess import cut_windows
+from tasks.unjudged import named
 
 EXAMPLES: Final = 6  # rows shown
 _FEW: Final = 30  # windows of a part, or of a class that trains, below which figures mean little
+_MOST_EMBARGO: Final = 0.2  # share of the windows with a target, above which it is remarked upon
 _ROWS: Final = 20_000  # windows in which a channel is looked at
 
 Severity = Literal["problem", "warning"]
@@ -66,14 +72,15 @@ def check(settings: Settings, name: str) -> Checked:
         DocumentError: the recipe cannot be read, or asks for a channel that its profiles lack; names file and line.
         TrainingError: there are no readings to make windows from.
     """
-    recipe = load_recipe(settings.root, name)
+    recipe, lake = load_recipe(settings.root, name), Lake(settings)
     require_channels(settings, recipe)
-    return inspect(examples(recipe, *cut_windows(settings, recipe)))
+    basis = basis_of(settings, lake, recipe, None)
+    return inspect(examples(recipe, *cut_windows(lake, basis)), _of_left_out(lake, basis))
 
 
-def inspect(found: Examples) -> Checked:
-    """Show what windows hold, and what speaks against learning from them."""
-    findings = sorted(_findings(found), key=lambda finding: finding.severity)
+def inspect(found: Examples, further: Sequence[Finding] = ()) -> Checked:
+    """Show what windows hold, and what speaks against learning from them, and further findings."""
+    findings = sorted([*further, *_findings(found)], key=lambda finding: finding.severity)
     return Checked(found.recipe, _parts(found), _devices(found), _rows(found), tuple(findings))
 
 
@@ -105,12 +112,42 @@ def _findings(found: Examples) -> list[Finding]:
     return [*_of_parts(found), *_of_classes(found), *_of_labels(found), *_of_channels(found)]
 
 
+def _of_left_out(lake: Lake, basis: Basis) -> list[Finding]:
+    """Devices that did not pass validation, with what the first of them was told."""
+    if not basis.left_out:
+        return []
+    of = lake.scan("validations").filter(pl.col("device").is_in(basis.left_out), ~pl.col("passed")).sort("validated_at")
+    told = of.group_by("device").last().select("device", "reason").sort("device").head(1).collect().rows()
+    why = f"{told[0][0]}: {told[0][1]}" if told else "they have not been validated yet: run the flow `validate`"
+    number, all_of = len(basis.left_out), len(basis.left_out) + len(basis.profiles)
+    text = f"{number} of {all_of} devices did not pass validation and are left out ({named(basis.left_out)}); {why}"
+    return [Finding("warning", text)]
+
+
 def _of_parts(found: Examples) -> list[Finding]:
     counts = {part: len(found.chosen(part)) for part in PARTS}
     empty = [part for part, count in counts.items() if not count]
     few = [part for part, count in counts.items() if 0 < count < _FEW]
     findings = [Finding("problem", f"no window is left for {part}: change the recipe's split") for part in empty]
-    return findings + [Finding("warning", f"only {counts[part]} windows for {part}") for part in few]
+    findings += [Finding("warning", f"only {counts[part]} windows for {part}") for part in few]
+    return findings + _of_embargo(found)
+
+
+def _of_embargo(found: Examples) -> list[Finding]:
+    """Borders that cost more than they leave."""
+    recipe, counts = found.recipe, found.counts()
+    lost = counts.pop("embargo")
+    usable = lost + sum(counts[part] for part in PARTS)
+    if lost <= usable * _MOST_EMBARGO:
+        return []
+    ahead = f", and its target looks {recipe.lookahead:,} ahead" if recipe.lookahead else ""
+    remedy = (
+        "name whole devices that choose: `validation` of the split"
+        if isinstance(recipe.split, ByDevice) and not recipe.split.validation
+        else "shorten them, or move the borders"
+    )
+    reach = f"each reads {recipe.window.length:,} steps{ahead}"
+    return [Finding("warning", f"{lost:,} of {usable:,} windows with a target serve no part, as {reach}: {remedy}")]
 
 
 def _of_classes(found: Examples) -> list[Finding]:

@@ -93,15 +93,10 @@ def preprocess(settings: Settings, recipe_name: str, past: Past | None = None) -
     return Preprocessed(recipe.name, *made, basis.version, tuple(basis.profiles), basis.left_out, *counted, reused)
 
 
-def cut_windows(settings: Settings, recipe: Recipe) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the grid and the windows' index that `preprocess` would write.
-
-    Raises:
-        DocumentError: recipe and profiles do not fit, or the labels cannot be read.
-        TrainingError: no device of the recipe's profiles has passed validation.
-    """
-    lake = Lake(settings)
-    return _cut(lake, basis_of(settings, lake, recipe, None))
+def cut_windows(lake: Lake, basis: Basis) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the grid and the windows' index of all devices that `preprocess` would write."""
+    grids, indices = zip(*_each_device(lake, basis), strict=True)
+    return pl.concat(grids), split_up(basis.recipe, pl.concat(indices))
 
 
 def device_grid(
@@ -178,12 +173,6 @@ def _make(lake: Lake, basis: Basis) -> tuple[int, int]:
     grid_version = lake.replace(f"grid/{name}", grids(), basis.metadata)
     windows = split_up(basis.recipe, pl.concat(indices))
     return grid_version, lake.replace(f"windows/{name}", windows, basis.metadata)
-
-
-def _cut(lake: Lake, basis: Basis) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Make grid and index of all devices."""
-    grids, indices = zip(*_each_device(lake, basis), strict=True)
-    return pl.concat(grids), split_up(basis.recipe, pl.concat(indices))
 
 
 def _each_device(lake: Lake, basis: Basis) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:

@@ -124,6 +124,11 @@ def _message(model_type: type[BaseModel], error: ErrorDetails) -> str:
     at = f"`{'.'.join(str(step) for step in path)}`: " if path else ""
     if kind == "value_error":
         return at + error["msg"].removeprefix("Value error, ")
+    if kind == "union_tag_invalid":
+        known = [tag.strip(" '") for tag in str(error["ctx"]["expected_tags"]).split(",")]
+        return f"{at}unknown kind `{error['ctx']['tag']}`; {_proposal(str(error['ctx']['tag']), known)}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{at}expected keys and their values, got {_shown(error['input'])}"
     return f"{at}{error['msg'][0].lower()}{error['msg'][1:]}, got {_shown(error['input'])}"
 
 

@@ -99,7 +99,7 @@ def test_words_stay_words() -> None:
         ("name: !!python/object:os.system x\n", "thing.yaml:1: not YAML"),
         ("name: a\nchannels: &c [*c]\n", "thing.yaml:2: not YAML: an alias contains itself"),
         ("", "thing.yaml:1: expected a document"),
-        ("- a\n", "thing.yaml:1: input should be a valid dictionary"),
+        ("- a\n", "thing.yaml:1: expected keys and their values, got ['a']"),
     ],
 )
 def test_error_names_line_and_remedy(text: str, expected: str) -> None:

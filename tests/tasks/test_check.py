@@ -89,6 +89,15 @@ def test_a_split_that_leaves_a_part_empty() -> None:
     assert "problem: no window is left for test: change the recipe's split" in said(checked)
 
 
+def test_borders_that_cost_more_than_they_leave() -> None:
+    """Where a target looks far ahead, the end of each device's time is no place to choose by: whole devices are."""
+    countdown = "{kind: time_to_event, at_end: true, unit: h, cap: 600}"
+    text = said(inspect(windows_of(recipe(countdown, "{by: device, test: [T2]}"), pl.lit(1.0, pl.Float32))))
+    assert re.search(r"warning: [\d,]+ of [\d,]+ windows with a target serve no part, as each reads", text)
+    assert "and its target looks 3,600 ahead: name whole devices that choose: `validation` of the split" in text
+    assert "serve no part" not in said(inspect(windows_of(recipe(split="{by: device, test: [T2]}"))))
+
+
 def test_anomalies_need_no_labels() -> None:
     """Without a label anywhere there is nothing to complain of."""
     checked = inspect(windows_of(recipe("{kind: anomaly}"), pl.lit(None)))

@@ -21,6 +21,7 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from fieldloop.stores.tables import SCHEMAS
 from tasks.acquire import acquire
+from tasks.check import check
 from tasks.monitor import collect, compare
 from tasks.preprocess import preprocess
 from tests.domain.live import pushed
@@ -81,6 +82,8 @@ def test_grid_and_windows_are_versioned_and_made_once(data_plane: Settings, sent
     validate(lake, "W2", passed=False)
     first = preprocess(data_plane, RECIPE)
     assert (first.devices, first.left_out, first.reused) == (("W1",), ("W2",), False)
+    told = [finding.text for finding in check(data_plane, RECIPE).findings]
+    assert any(text.startswith("1 of 2 devices did not pass validation and are left out (W2); W2: ") for text in told)
     assert partly.steps == 5 * 6 - 1 < first.steps  # validated up to the fifth message, whose last step is open
     again = preprocess(data_plane, RECIPE)
     assert again.reused

@@ -130,7 +130,7 @@ class AtRandom(Part):
 
 def _by(split: Any) -> str:
     """A split that does not say how is by time."""
-    return str(split.get("by", "time") if isinstance(split, dict) else split.by)
+    return str(split.get("by", "time") if isinstance(split, dict) else getattr(split, "by", "time"))
 
 
 Split = Annotated[

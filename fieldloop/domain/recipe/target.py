@@ -154,7 +154,7 @@ class TimeToEvent(Part):
 
 def _kind(target: Any) -> str:
     """A target without a kind is a value."""
-    return str(target.get("kind", "value") if isinstance(target, dict) else target.kind)
+    return str(target.get("kind", "value") if isinstance(target, dict) else getattr(target, "kind", "value"))
 
 
 Target = Annotated[
