@@ -46,7 +46,7 @@ class Scored:
         own: by the recipe's own alarms.
         windows: how many there are.
         found: those of them that the threshold of hindsight finds.
-        silent: those in which no record says anything at all.
+        silent: those in which no record says anything at all, but for alarms that go on.
         false_alarms: records outside that it takes for anomalous.
     """
 
@@ -76,9 +76,10 @@ class Scored:
         missed = self.windows - self.found
         return (
             f"of {self.windows} labelled windows {missed} are missed, in {self.silent} of them nothing is new to the "
-            f"1,024 records before it; {self.false_alarms} records outside are taken for anomalous; and one that is "
-            f"found in its middle, where the labelled moment is, counts 0.86 of one found at its begin. HTM (70.5) and "
-            f"ARTime (74.9) are told each series' least and greatest value beforehand, as the benchmark allows"
+            f"1,024 records before it, or an earlier alarm goes on; {self.false_alarms} records outside are taken for "
+            f"anomalous; and a window found in its middle, where the labelled moment is, counts 0.86 of one found at "
+            f"its begin. HTM (70.5) and ARTime (74.9) are told each series' least and greatest value beforehand, as "
+            f"the benchmark allows"
         )
 
 
