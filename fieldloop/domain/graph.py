@@ -7,7 +7,7 @@ a second build of the first half with the same bits, in two parts, between which
 sorting with NumPy is many times as fast as ONNX's TopK (docs/adr/0016).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +21,7 @@ from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.features.autocorrelation import autocorrelation
 from fieldloop.domain.features.calendar import calendar
 from fieldloop.domain.features.cleaned import Cleaned, sort
-from fieldloop.domain.features.columns import Columns
+from fieldloop.domain.features.columns import Columns, Features, columns
 from fieldloop.domain.features.cross_channel import cross_channel
 from fieldloop.domain.features.crossings import crossings
 from fieldloop.domain.features.differences import differences
@@ -47,7 +47,7 @@ ML_OPSET: Final = 3
 IR_VERSION: Final = 8
 _NAME: Final = "window_to_prediction"  # converters put a random name in, and the same model must give the same bytes
 
-FAMILIES: Final[dict[Family, Callable[[Cleaned], list[Columns]]]] = {
+FAMILIES: Final[dict[Family, Callable[[Cleaned], Sequence[Columns | Features]]]] = {
     "presence": presence,
     "level": level,
     "spread": spread,
@@ -87,17 +87,17 @@ def feature_graph(recipe: Recipe) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         The graph `window` float32 [N, R, T] → `features` float32 [N, F], and [F] names such as `wind_speed.mean`.
     """
     window = _windows(recipe)
-    columns = _columns(recipe, *_mask(recipe, window))
-    names = tuple(name for part in columns for name in part.names)
-    return _settled(build({WINDOW: window}, {FEATURES: _matrix(columns)})), names
+    parts = _columns(recipe, *_mask(recipe, window))
+    names = tuple(name for part in parts for name in part.names)
+    return _settled(build({WINDOW: window}, {FEATURES: _matrix(parts)})), names
 
 
 def batch_graphs(recipe: Recipe) -> BatchGraphs:
     """Build the same for batches, to be sorted in between."""
     window, masked, ordered = (_windows(recipe) for _ in range(3))
     masks = build({WINDOW: window}, {MASKED: _mask(recipe, window)[0]})
-    columns = _columns(recipe, masked, ordered=ordered)
-    features = build({MASKED: masked, ORDERED: ordered}, {FEATURES: _matrix(columns)})
+    parts = _columns(recipe, masked, ordered=ordered)
+    features = build({MASKED: masked, ORDERED: ordered}, {FEATURES: _matrix(parts)})
     return BatchGraphs(_settled(masks), _settled(features))
 
 
@@ -113,7 +113,7 @@ def _mask(recipe: Recipe, window: Var) -> tuple[Var, Var]:
 def _columns(recipe: Recipe, masked: Var, there: Var | None = None, ordered: Var | None = None) -> list[Columns]:
     """All columns of the recipe's families, in its order; of windows that are sorted already, or of masked ones."""
     cleaned = _cleaned(recipe, masked, there, ordered)
-    return [columns for family in recipe.features for columns in FAMILIES[family](cleaned)]
+    return columns(recipe.inputs, [part for family in recipe.features for part in FAMILIES[family](cleaned)])
 
 
 def _cleaned(recipe: Recipe, masked: Var, there: Var | None, ordered: Var | None) -> Cleaned:
@@ -135,10 +135,11 @@ def _channels(recipe: Recipe, window: Var) -> Var:
     return op.slice(window, *(op.const(np.array([bound], dtype=np.int64)) for bound in bounds))
 
 
-def _matrix(columns: list[Columns]) -> Var:
+def _matrix(parts: list[Columns]) -> Var:
     """[N, F] float32. Adding 0 makes one zero of both; as a row of zeros, since a runtime drops a single one."""
-    matrix = op.cast(op.concat([part.values for part in columns], axis=1), to=np.float32)
-    width = sum(len(part.names) for part in columns)
+    values = [part.values for part in parts]
+    matrix = op.cast(op.concat(values, axis=1) if len(values) > 1 else values[0], to=np.float32)
+    width = sum(len(part.names) for part in parts)
     return op.add(matrix, op.const(np.zeros((1, width), dtype=np.float32)))
 
 

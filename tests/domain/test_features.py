@@ -136,7 +136,10 @@ def test_row_and_batch_of_one_channel(one: Built, windows: NDArray[np.float32]) 
     assert_one_and_the_same(one, windows)
 
 
-@pytest.mark.parametrize(("channels", "length"), [(1, 60), (1, 61), (2, 13), (5, 7), (8, 60), (3, 3), (2, 300)])
+SHAPES = [(1, 60), (1, 61), (2, 13), (5, 7), (8, 60), (3, 3), (2, 300), (1, 1024)]  # channels, length
+
+
+@pytest.mark.parametrize(("channels", "length"), SHAPES)
 def test_row_and_batch_of_any_shape(channels: int, length: int) -> None:
     """Vector widths and memory addresses leave no trace, on any shape and with several threads."""
     of = recipe([{"metric": f"m{i}"} for i in range(channels)], length, OF_ONE if channels == 1 else OF_CHANNELS)

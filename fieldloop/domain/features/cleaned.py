@@ -9,16 +9,15 @@ import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
 from spox import Var
 
-_TIME = 0
+_TIME = 2  # axis of time
 SHARES: Final = {"min": 0.0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9, "max": 1.0}
 
 
 class Cleaned:
-    """A window with time first, [T, N, C] float64, and the sums that families share.
+    """A window, [N, C, T], and the sums that families share, in float64.
 
-    Time first, because then a sum over time adds whole [N, C] planes one after the other: each element sees the same
-    additions in the same order whatever N is. A sum along the last axis would be cut up by the CPU's vector width and
-    the memory address.
+    Sums over time are matrix products: each row of one is added up step after step, whatever rows are beside it. ONNX's
+    own sum along the last axis is cut up by the CPU's vector width and the memory address (docs/adr/0040).
     """
 
     def __init__(
@@ -39,97 +38,91 @@ class Cleaned:
             clock: [N] float32, seconds since Monday 00:00 UTC at which the last step begins; None where it is not read.
             ordered: [N, C, T] float32, the values in ascending order, anything behind them; None where nobody sorted.
             there: [N, C, T] bool, where a value is, as the masks know it; None in batches, which have no masks before
-                them. There it is the values that cost, for one window the nodes.
+                them.
         """
         self.metrics = tuple(metrics)
         self.length = length
         self.clock = clock
         self.ordered = ordered
-        self.many = there is None
-        self.steps = op.transpose(masked, perm=[2, 0, 1])
+        self.steps = masked
         self._there = there
 
     @cached_property
     def there(self) -> Var:
-        """[T, N, C] bool, false where missing. A NaN is not even equal to itself."""
-        if self._there is None:
-            return op.equal(self.steps, self.steps)
-        return op.transpose(self._there, perm=[2, 0, 1])
+        """[N, C, T] bool, false where missing. A NaN is not even equal to itself."""
+        return op.equal(self.steps, self.steps) if self._there is None else self._there
 
     @cached_property
     def weight(self) -> Var:
-        """[T, N, C] 1, 0 where missing."""
+        """[N, C, T] 1, 0 where missing."""
         return op.cast(self.there, to=np.float64)
 
     @cached_property
     def zeroed(self) -> Var:
-        """[T, N, C] values, 0 where missing: ThresholdedRelu keeps what is above minus infinity, as no NaN is."""
+        """[N, C, T] values, 0 where missing: ThresholdedRelu keeps what is above minus infinity, as no NaN is."""
         return op.cast(op.thresholded_relu(self.steps, alpha=-np.inf), to=np.float64)
 
     @cached_property
     def count(self) -> Var:
-        """[N, C] values that are there."""
-        return _sum(self.weight)
+        """[N, C, 1] values that are there."""
+        return self._counts[0]
 
     @cached_property
     def counted(self) -> Var:
         """[N, C] int64, values that are there."""
-        return op.cast(self.count, to=np.int64)
+        return op.cast(op.squeeze(self.count, op.const(np.array([_TIME], dtype=np.int64))), to=np.int64)
 
     @cached_property
     def moments(self) -> tuple[Var, Var]:
-        """[N, C] twice: sums of the steps at which a value is there, counted from the middle, and of their squares.
+        """[N, C, 1] twice: sums of the steps at which a value is, counted from the middle, and of their squares."""
+        return self._counts[1], self._counts[2]
 
-        Halves and quarters below 2^53 add up exactly in any order, so that batches may leave it to a matrix product.
-        """
+    @cached_property
+    def _counts(self) -> tuple[Var, Var, Var]:
+        """[N, C, 1] each: how many values are there, and their moments; halves and quarters add up exactly."""
         steps = middled(self.length)
-        if not self.many:
-            weighted = op.mul(op.const(steps[:, None, None]), self.weight)
-            return self.total(weighted), self.total(op.mul(op.const(steps[:, None, None]), weighted))
-        flat = op.reshape(self.weight, op.const(np.array([self.length, -1], dtype=np.int64)))
-        sums = op.matmul(op.const(np.stack([steps, steps**2])), flat)
-        both = op.reshape(sums, op.const(np.array([2, -1, len(self.metrics)], dtype=np.int64)))
-        first, second = (op.gather(both, op.const(np.int64(power)), axis=0) for power in range(2))
-        return first, second
+        powers = op.matmul(self.weight, op.const(np.stack([np.ones(self.length), steps, steps**2], axis=1)))
+        count, first, second = op.split(powers, outputs_count=3, axis=2)
+        return count, first, second
 
     @cached_property
     def mean(self) -> Var:
-        """[N, C] mean of the values, NaN where there is none."""
+        """[N, C, 1] mean of the values, NaN where there is none."""
         return op.div(self.total(self.zeroed), self.count)
 
     @cached_property
     def deviation(self) -> Var:
-        """[T, N, C] distance from the mean, 0 where missing; NaN where there is none."""
+        """[N, C, T] distance from the mean, 0 where missing; NaN where there is none."""
         return op.mul(op.sub(self.zeroed, self.mean), self.weight)
 
     @cached_property
     def squares(self) -> Var:
-        """[T, N, C] squared distance from the mean."""
+        """[N, C, T] squared distance from the mean."""
         return op.mul(self.deviation, self.deviation)
 
     @cached_property
     def sum_of_squares(self) -> Var:
-        """[N, C] sum of squared distances from the mean."""
+        """[N, C, 1] sum of squared distances from the mean."""
         return self.total(self.squares)
 
     @cached_property
     def variance(self) -> Var:
-        """[N, C] variance of the population."""
+        """[N, C, 1] variance of the population."""
         return op.div(self.sum_of_squares, self.count)
 
     @cached_property
     def lowest(self) -> Var:
-        """[N, C] least value, NaN where there is none."""
+        """[N, C, 1] least value, NaN where there is none."""
         if self.ordered is None:
-            return op.reduce_min(self._filled, axes=[_TIME], keepdims=0)
-        return self._bound(0)
+            return op.reduce_min(self._filled, axes=[_TIME])
+        return self.bounds[0]
 
     @cached_property
     def highest(self) -> Var:
-        """[N, C] greatest value, NaN where there is none."""
+        """[N, C, 1] greatest value, NaN where there is none."""
         if self.ordered is None:
-            return op.reduce_max(self._filled, axes=[_TIME], keepdims=0)
-        return self._bound(len(SHARES) - 1)
+            return op.reduce_max(self._filled, axes=[_TIME])
+        return self.bounds[2]
 
     @cached_property
     def quantiles(self) -> Var:
@@ -148,46 +141,56 @@ class Cleaned:
         return op.add(low, high)
 
     @cached_property
+    def bounds(self) -> tuple[Var, Var, Var]:
+        """[N, C, 1], [N, C, Q - 2], [N, C, 1]: least value, the quantiles between, greatest value."""
+        sizes = op.const(np.array([1, len(SHARES) - 2, 1], dtype=np.int64))
+        least, inner, greatest = op.split(self.quantiles, sizes, outputs_count=3, axis=2)
+        return least, inner, greatest
+
+    @property
     def last(self) -> Var:
-        """[N, C] value of the last step, NaN where missing."""
-        return self.step(self.length - 1)
+        """[N, C, 1] value of the last step, NaN where missing."""
+        return self._newest[1]
+
+    @property
+    def before_last(self) -> Var:
+        """[N, C, 1] value of the step before the last, NaN where missing."""
+        return self._newest[0]
+
+    @cached_property
+    def _newest(self) -> tuple[Var, Var]:
+        two = op.gather(self.steps, op.const(np.array([self.length - 2, self.length - 1])), axis=_TIME)
+        before, last = op.split(op.cast(two, to=np.float64), outputs_count=2, axis=_TIME)
+        return before, last
 
     @cached_property
     def difference(self) -> Var:
-        """[T-1, N, C] each step less the one before, NaN where either is missing."""
+        """[N, C, T-1] each step less the one before, NaN where either is missing."""
         values = op.cast(self.steps, to=np.float64)
         return op.sub(later(values, 1), earlier(values, 1))
 
     @cached_property
     def lone(self) -> Var:
-        """[T-1, N, C] bool, true where a step or the one before is missing."""
+        """[N, C, T-1] bool, true where a step or the one before is missing."""
         return op.isnan(self.difference)
 
     @cached_property
     def pairs(self) -> Var:
-        """[N, C] neighbouring steps that are both there."""
-        return self.total(op.cast(op.not_(self.lone), to=np.float64))
+        """[N, C, 1] neighbouring steps that are both there."""
+        return self.total(op.cast(op.not_(self.lone), to=np.float64), self.length - 1)
 
-    def step(self, index: int) -> Var:
-        """Return [N, C], the values of one step."""
-        return op.cast(op.gather(self.steps, op.const(np.int64(index)), axis=_TIME), to=np.float64)
+    def total(self, values: Var, steps: int | None = None) -> Var:
+        """Return [N, W, 1], the sum over time of [N, W, T], or of so many steps, added in their order."""
+        return self.weighed(values, np.ones(self.length if steps is None else steps))
 
-    def total(self, values: Var, width: int | None = None) -> Var:
-        """Return [N, W], the sum over time of [T, N, W], added in the order of the steps; W is C unless it is given.
-
-        A single element a step would be summed as one vector, in another order: a lone column is summed twice.
-        """
-        if (width or len(self.metrics)) > 1:
-            return _sum(values)
-        return op.gather(_sum(op.concat([values, values], axis=2)), op.const(np.array([0], dtype=np.int64)), axis=1)
+    def weighed(self, values: Var, by: NDArray[np.float64]) -> Var:
+        """Return [N, W, 1], the sum over time of [N, W, S], each step times its weight, of [S]."""
+        return op.matmul(values, op.const(by[:, None]))
 
     @cached_property
     def _filled(self) -> Var:
-        """[T, N, C] the values, their mean, which lies between them, where missing; NaN where there is none."""
+        """[N, C, T] the values, their mean, which lies between them, where missing; NaN where there is none."""
         return op.where(self.there, self.zeroed, self.mean)
-
-    def _bound(self, share: int) -> Var:
-        return op.gather(self.quantiles, op.const(np.int64(share)), axis=2)
 
 
 def middled(length: int) -> NDArray[np.float64]:
@@ -236,7 +239,3 @@ def _interpolation(length: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]
     weights = np.hstack([1 - (place - below), place - below])
     places[0], weights[0] = length - 1, np.nan
     return places, weights
-
-
-def _sum(values: Var) -> Var:
-    return op.reduce_sum(values, op.const(np.array([_TIME], dtype=np.int64)), keepdims=0)

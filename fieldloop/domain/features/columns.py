@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import spox.opset.ai.onnx.v17 as op
 from spox import Var
 
 
@@ -19,11 +21,42 @@ class Columns:
     values: Var
 
 
-def per_channel(metrics: Sequence[str], features: Mapping[str, Var]) -> list[Columns]:
-    """Name features that each channel has, [N, C] float64 each."""
-    return [Columns(names(metrics, [feature]), values) for feature, values in features.items()]
+@dataclass(frozen=True)
+class Features:
+    """Features that each channel has.
+
+    Attributes:
+        names: [F] such as `mean`.
+        values: [N, C, F] float64.
+    """
+
+    names: tuple[str, ...]
+    values: Var
 
 
-def names(metrics: Sequence[str], features: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of `features` of all channels, a feature's columns side by side."""
-    return tuple(f"{metric}.{feature}" for feature in features for metric in metrics)
+def per_channel(features: Mapping[str, Var]) -> list[Features]:
+    """Name features that each channel has, [N, C, 1] float64 each."""
+    return [Features((name,), values) for name, values in features.items()]
+
+
+def columns(metrics: Sequence[str], parts: Sequence[Columns | Features]) -> list[Columns]:
+    """Return the columns of all parts, in their order, a feature's side by side; `metrics` are the C channels."""
+    found: list[Columns] = []
+    together: list[Features] = []
+    for part in parts:
+        if isinstance(part, Features):
+            together.append(part)
+            continue
+        found += [*_side_by_side(metrics, together), part]
+        together = []
+    return found + _side_by_side(metrics, together)
+
+
+def _side_by_side(metrics: Sequence[str], parts: Sequence[Features]) -> list[Columns]:
+    """Join features at once: a node for each of them would cost time at the edge."""
+    if not parts:
+        return []
+    features = [feature for part in parts for feature in part.names]
+    names = tuple(f"{metric}.{feature}" for feature in features for metric in metrics)
+    turned = op.transpose(op.concat([part.values for part in parts], axis=2), perm=[0, 2, 1])
+    return [Columns(names, op.reshape(turned, op.const(np.array([-1, len(names)]))))]

@@ -21,11 +21,12 @@ def cross_channel(window: Cleaned) -> list[Columns]:
     zero = op.const(np.float64(0))
     first, second = op.where(there_second, first, zero), op.where(there_first, second, zero)
     products = [op.mul(first, second), op.mul(first, first), op.mul(second, second)]
-    together, own_first, own_second = (window.total(product, len(pairs)) for product in products)
+    together, own_first, own_second = (window.total(product) for product in products)
     # the roots apart: the product of two tiny variances would be 0
     values = op.div(together, op.mul(op.sqrt(own_first), op.sqrt(own_second)))
-    return [Columns(tuple(f"{window.metrics[i]}~{window.metrics[j]}.corr" for i, j in pairs), values)]
+    flat = op.squeeze(values, op.const(np.array([2])))
+    return [Columns(tuple(f"{window.metrics[i]}~{window.metrics[j]}.corr" for i, j in pairs), flat)]
 
 
 def _chosen(values: Var, channels: list[int]) -> Var:
-    return op.gather(values, op.const(np.array(channels, dtype=np.int64)), axis=2)
+    return op.gather(values, op.const(np.array(channels, dtype=np.int64)), axis=1)

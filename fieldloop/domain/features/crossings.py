@@ -5,19 +5,18 @@ import spox.opset.ai.onnx.v17 as op
 from spox import Var
 
 from fieldloop.domain.features.cleaned import Cleaned, earlier, later, number
-from fieldloop.domain.features.columns import Columns, per_channel
+from fieldloop.domain.features.columns import Features, per_channel
 
 
-def crossings(window: Cleaned) -> list[Columns]:
+def crossings(window: Cleaned) -> list[Features]:
     """Return `mean_crossings` and `turns`, as shares of the neighbouring steps that are both there.
 
     A crossing has its two steps strictly on either side of the mean, a turn its two changes of opposite sign.
     """
-    crossed, turned = _opposite(window.deviation), _opposite(window.difference)
+    crossed = window.total(_opposite(window.deviation), window.length - 1)
+    turned = window.total(_opposite(window.difference), window.length - 2)
     features = {"mean_crossings": crossed, "turns": turned}
-    return per_channel(
-        window.metrics, {name: op.div(window.total(there), window.pairs) for name, there in features.items()}
-    )
+    return per_channel({name: op.div(number, window.pairs) for name, number in features.items()})
 
 
 def _opposite(values: Var) -> Var:

@@ -3,16 +3,16 @@
 import spox.opset.ai.onnx.v17 as op
 
 from fieldloop.domain.features.cleaned import Cleaned
-from fieldloop.domain.features.columns import Columns, per_channel
+from fieldloop.domain.features.columns import Features, per_channel
 
 
-def level(window: Cleaned) -> list[Columns]:
+def level(window: Cleaned) -> list[Features]:
     """Return `last`, `mean`, `min`, `max` and `rms`; the mean square is the mean's square and the variance.
 
     Of windows of one step `last` alone: the others would say it again, and a penalty would count it five times.
     """
     if window.length == 1:
-        return per_channel(window.metrics, {"last": window.last})
+        return per_channel({"last": window.last})
     rms = op.sqrt(op.add(op.mul(window.mean, window.mean), window.variance))
     features = {"last": window.last, "mean": window.mean, "min": window.lowest, "max": window.highest, "rms": rms}
-    return per_channel(window.metrics, features)
+    return per_channel(features)

@@ -7,35 +7,34 @@ import spox.opset.ai.onnx.v17 as op
 from spox import Var
 
 from fieldloop.domain.features.cleaned import SHARES, Cleaned, earlier, number
-from fieldloop.domain.features.columns import Columns, per_channel
+from fieldloop.domain.features.columns import Features, per_channel
 
 MOST: Final = 1e6  # widths, or distances; also where the others do not differ, so that any change is far
 _LEAST_WIDTH: Final = 1e-30
 _VALUES: Final = 2  # axis of a sorted window [N, C, T]
 
 
-def novelty(window: Cleaned) -> list[Columns]:
+def novelty(window: Cleaned) -> list[Features]:
     """Return `excess` and `gap`; NaN where the last value is missing, or all before it are.
 
     `excess`: how far the last value lies beyond all before it, in widths of the window's middle 80 %; 0 within them.
     `gap`: how many times as far it is from the nearest of them as any of these is from its own nearest; 0 up to once.
     """
     before, there = earlier(window.steps, 1), earlier(window.there, 1)
-    highest = _wide(op.reduce_max(op.where(there, before, op.const(np.float32(-np.inf))), axes=[0], keepdims=0))
-    lowest = _wide(op.reduce_min(op.where(there, before, op.const(np.float32(np.inf))), axes=[0], keepdims=0))
+    highest = _wide(op.reduce_max(op.where(there, before, op.const(np.float32(-np.inf))), axes=[2]))
+    lowest = _wide(op.reduce_min(op.where(there, before, op.const(np.float32(np.inf))), axes=[2]))
     beyond = op.add(op.relu(op.sub(window.last, highest)), op.relu(op.sub(lowest, window.last)))
     width = op.sub(_quantile(window, "q90"), _quantile(window, "q10"))
     known = op.mul(op.add(op.add(highest, lowest), window.last), number(0.0))  # of infinities and NaN, NaN
     features = {"excess": _times(beyond, width), "gap": _gap(window, before, there)}
-    return per_channel(window.metrics, {name: op.add(values, known) for name, values in features.items()})
+    return per_channel({name: op.add(values, known) for name, values in features.items()})
 
 
 def _gap(window: Cleaned, before: Var, there: Var) -> Var:
-    """[N, C]. Where the last value is the loneliest of all, only the second loneliest is another's distance."""
+    """[N, C, 1]. Where the last value is the loneliest of all, only the second loneliest is another's distance."""
     apart = op.abs(op.sub(_wide(before), window.last))
-    nearest = op.reduce_min(op.where(there, apart, number(np.inf)), axes=[0], keepdims=0)
+    nearest = op.reduce_min(op.where(there, apart, number(np.inf)), axes=[2])
     most, next_most = op.split(_loneliest(window), outputs_count=2, axis=_VALUES)
-    most, next_most = (op.squeeze(values, op.const(np.array([_VALUES]))) for values in (most, next_most))
     alone = op.and_(op.equal(nearest, most), op.less(next_most, most))
     return op.where(alone, _times(most, next_most), number(0.0))
 
@@ -67,4 +66,4 @@ def _wide(values: Var) -> Var:
 
 
 def _quantile(window: Cleaned, share: str) -> Var:
-    return op.gather(window.quantiles, op.const(np.int64(list(SHARES).index(share))), axis=2)
+    return op.gather(window.quantiles, op.const(np.array([list(SHARES).index(share)])), axis=2)

@@ -7,16 +7,17 @@ import spox.opset.ai.onnx.v17 as op
 from spox import Var
 
 from fieldloop.domain.features.cleaned import Cleaned, between, number
-from fieldloop.domain.features.columns import Columns, per_channel
+from fieldloop.domain.features.columns import Features, per_channel
 
 COURSE: Final = 8  # blocks of a course, a power of two
 BLOCKS: Final = 80  # of a window that has as many steps, at least
 MOST: Final = 1e6  # times; also where all others are alike, so that any change is far
 _LEAST: Final = 1e-60  # of a squared distance
-_TIME = 0
+_FIRST = 0  # axis of blocks and courses
+_LAST = 2  # axis of time in a window, [N, C, T]
 
 
-def patterns(window: Cleaned) -> list[Columns]:
+def patterns(window: Cleaned) -> list[Features]:
     """Return `oddity`; NaN where the last course misses a block, or no two before it can be compared.
 
     A course is the means of eight blocks in turn, a block at most an eightieth of the window. `oddity`: how many times
@@ -28,14 +29,15 @@ def patterns(window: Cleaned) -> list[Columns]:
     before = blocks(window.length) - 2 * COURSE + 1  # courses that share no block with the last
     place = np.arange(before)
     far = op.const((np.abs(place[:, None] - place) >= COURSE)[:, :, None, None])
-    last = op.gather(apart, op.const(np.int64(blocks(window.length) - COURSE)), axis=_TIME)
+    last = op.gather(apart, op.const(np.int64(blocks(window.length) - COURSE)), axis=_FIRST)
     others = op.where(far, _square(apart, 0, before), number(np.inf))
-    nearest, each = (_least(distances) for distances in (between(last, 0, before), others))
-    most = op.reduce_max(op.where(op.less(each, number(np.inf)), each, number(-1.0)), axes=[_TIME], keepdims=0)
+    nearest, each = (_least(distances) for distances in (_stretch(last, 0, before), others))
+    most = op.reduce_max(op.where(op.less(each, number(np.inf)), each, number(-1.0)), axes=[_FIRST], keepdims=0)
     times = op.min([op.sqrt(op.div(nearest, op.max([most, number(_LEAST)]))), number(MOST)])
     oddity = op.where(op.greater(nearest, most), times, number(0.0))
     known = op.and_(op.less(nearest, number(np.inf)), op.less_or_equal(number(0.0), most))
-    return per_channel(window.metrics, {"oddity": op.where(known, oddity, number(np.nan))})
+    answer = op.unsqueeze(op.where(known, oddity, number(np.nan)), op.const(np.array([_LAST])))
+    return per_channel({"oddity": answer})
 
 
 def blocks(length: int) -> int:
@@ -58,12 +60,12 @@ def _blocks(window: Cleaned) -> Var:
 
 
 def _by_block(values: Var, length: int) -> Var:
-    """[B, N, C] sums over the steps of each block of [T, N, C]."""
+    """[B, N, C] sums over the steps of each block of [N, C, T]."""
     steps, number_of = _steps(length), blocks(length)
-    kept = between(values, length - steps * number_of, length)
-    shape = op.concat([op.const(np.array([number_of, steps])), between(op.shape(values), 1, 3)], axis=0)
+    kept = op.transpose(between(values, length - steps * number_of, length), perm=[2, 0, 1])
+    shape = op.concat([op.const(np.array([number_of, steps])), _stretch(op.shape(values), 0, 2)], axis=0)
     apart = op.transpose(op.reshape(kept, shape), perm=[1, 0, 2, 3])
-    return op.reduce_sum(apart, op.const(np.array([_TIME])), keepdims=0)
+    return op.reduce_sum(apart, op.const(np.array([_FIRST])), keepdims=0)
 
 
 def _distances(means: Var) -> Var:
@@ -76,6 +78,11 @@ def _distances(means: Var) -> Var:
     return op.where(op.isnan(sums), number(np.inf), sums)
 
 
+def _stretch(values: Var, start: int, stop: int) -> Var:
+    """A stretch of the first axis."""
+    return op.slice(values, *(op.const(np.array([bound])) for bound in (start, stop, _FIRST)))
+
+
 def _square(values: Var, start: int, stop: int) -> Var:
     """The same stretch of the first two axes."""
     first, behind = (op.const(np.array([bound, bound])) for bound in (start, stop))
@@ -83,4 +90,4 @@ def _square(values: Var, start: int, stop: int) -> Var:
 
 
 def _least(distances: Var) -> Var:
-    return op.reduce_min(distances, axes=[_TIME], keepdims=0)
+    return op.reduce_min(distances, axes=[_FIRST], keepdims=0)

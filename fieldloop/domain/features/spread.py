@@ -3,10 +3,10 @@
 import spox.opset.ai.onnx.v17 as op
 
 from fieldloop.domain.features.cleaned import Cleaned
-from fieldloop.domain.features.columns import Columns, per_channel
+from fieldloop.domain.features.columns import Features, per_channel
 
 
-def spread(window: Cleaned) -> list[Columns]:
+def spread(window: Cleaned) -> list[Features]:
     """Return `std` (of the population) and `range`."""
     features = {"std": op.sqrt(window.variance), "range": op.sub(window.highest, window.lowest)}
-    return per_channel(window.metrics, features)
+    return per_channel(features)
