@@ -63,7 +63,7 @@ NUMBERS: Final = (
 )
 PACKED: Final[dict[str, Callable[[bytes], bytes]]] = {
     "none": lambda data: data,
-    "gzip": gzip.compress,
+    "gzip": lambda data: gzip.compress(data, mtime=0),  # else the hour is in it, and mutated with the rest
     "zstd": zstandard.ZstdCompressor().compress,
 }
 
