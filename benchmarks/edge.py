@@ -38,6 +38,7 @@ from fieldloop.edge.model import Model
 from fieldloop.stores import broker, drain
 from fieldloop.stores.pull import Pulled, Puller
 from fieldloop.stores.settings import Settings
+from infra.local.ports import free_ports
 from infra.rehearsal.stage import stage
 
 SINGLE, SIX = 1, 6  # readings a message
@@ -213,7 +214,7 @@ def _served(release: Release) -> dict[str, float]:
     """Ask MLflow's scoring server for one window after the other."""
     window = decode_canary(release.canary).inputs[:1]
     body = json.dumps({"inputs": {"window": window.tolist()}}).encode()
-    port = gateway.free_port()
+    (port,) = free_ports(1)
     request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
 
     def ask() -> None:

@@ -32,6 +32,7 @@ from fieldloop.edge.slots import Slots, State, read_release
 from fieldloop.edge.updater import CHUNKS
 from fieldloop.stores import broker
 from fieldloop.stores.settings import Settings
+from infra.local.ports import free_ports
 from infra.local.supervisor import answers
 from infra.rehearsal.stage import stage
 
@@ -286,7 +287,7 @@ async def _publish(url: str, target: Gateway, begin: int, end: int) -> None:
 
 def _gateway_broker(folder: Path) -> tuple["subprocess.Popen[bytes]", str]:
     """Start a NATS server without TLS, as a gateway has it."""
-    port = gateway.free_port()
+    (port,) = free_ports(1)
     binary = Path(sys.executable).with_name("nats-server")
     options = ["--addr", "127.0.0.1", "--port", str(port), "--jetstream", "--store_dir", str(folder)]
     server = subprocess.Popen([str(binary), *options], stderr=subprocess.DEVNULL)

@@ -1,7 +1,6 @@
 """What the edge benchmarks share: a release of a real size, and an agent as a process."""
 
 import asyncio
-import socket
 import subprocess
 import sys
 import time
@@ -37,13 +36,6 @@ STEP_MS: Final = 1000
 BEGIN_MS: Final = 1_700_000_000_000
 PATIENCE_S: Final = 60.0
 TRAINING_ROWS: Final = 5000
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens on."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 def make_release(root: Path, channels: int, trees: int = 200, seed: int = 7, version: int = 1) -> Release:

@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Final
 
 import polars as pl
+
+from infra.local.ports import free_ports
 
 PROGRAM: Final = "influxd"
 BATCH_LINES: Final = 20_000
@@ -65,7 +66,7 @@ def kept_bytes(readings: pl.DataFrame) -> int:
 @contextlib.contextmanager
 def _running(folder: Path) -> Iterator[str]:
     """Run it on free ports of the loopback interface; the address of its HTTP interface."""
-    rpc, http = _free_ports()
+    rpc, http = free_ports(2)
     config = folder / "influxdb.conf"
     config.write_text(CONFIG.format(folder=folder, rpc=rpc, http=http))
     with (folder / "log").open("wb") as log:
@@ -80,13 +81,6 @@ def _running(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=START_S)
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
 
 
 def _answers(url: str) -> bool:

@@ -2,11 +2,10 @@
 
 import multiprocessing
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ from infra.local import platform
 from infra.local import store as store_service
 from infra.local.authority import make_authority
 from infra.local.keys import make_secrets
+from infra.local.ports import free_ports
 from infra.local.stack import Spec, start_stack, stop_stack
 
 DEVICES: Final = 50
@@ -75,7 +75,8 @@ def grounds(
         restart: start a service again when it ends, in place of stopping the others.
     """
     with tempfile.TemporaryDirectory(prefix="fieldloop-") as folder:
-        settings = BenchSettings.model_validate({"data_dir": folder, **_free_ports()})
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        settings = BenchSettings.model_validate({"data_dir": folder, **ports})
         for path, text in documents.items():
             (settings.root / path).parent.mkdir(parents=True, exist_ok=True)
             (settings.root / path).write_text(text)
@@ -114,11 +115,3 @@ def worker() -> ProcessPoolExecutor:
     """Return a process of its own, with the platform's worker's environment, for the length of a `with` block."""
     os.environ.update(LEAN)
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-
-
-def _free_ports() -> dict[str, int]:
-    with ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in PORTS]
-        for each in held:
-            each.bind(("127.0.0.1", 0))
-        return {name: each.getsockname()[1] for name, each in zip(PORTS, held, strict=True)}

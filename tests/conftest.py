@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,11 +19,12 @@ from infra.local import signer
 from infra.local import store as store_service
 from infra.local.authority import make_authority
 from infra.local.keys import make_secrets
+from infra.local.ports import free_ports
 from infra.local.stack import Spec, start_stack, stop_stack
+from infra.rehearsal.stage import PORTS
 
 HISTORY = datetime(2014, 12, 1, tzinfo=UTC), datetime(2015, 2, 1, tzinfo=UTC)
 LIVE = datetime(2015, 1, 20, tzinfo=UTC), datetime(2015, 2, 1, tzinfo=UTC)
-PORTS = ("store_port", "nats_port", "mqtt_port", "prefect_port", "mlflow_port")
 
 
 def pytest_configure() -> None:
@@ -61,11 +60,7 @@ def free_settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Set
     """Return a maker of settings with a fresh data folder and free ports."""
 
     def make(**fields: object) -> Settings:
-        with ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in PORTS]
-            for each in sockets:
-                each.bind(("127.0.0.1", 0))
-            ports = {name: each.getsockname()[1] for name, each in zip(PORTS, sockets, strict=True)}
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         folders = {"data_dir": tmp_path_factory.mktemp("fieldloop"), "keys_dir": tmp_path_factory.mktemp("keys")}
         values: dict[str, object] = {**folders, **ports, **fields}
         return Settings.model_validate(values)

@@ -4,10 +4,8 @@ Both get the same buckets, the same identities with the same rights, and encrypt
 each is told.
 """
 
-import contextlib
 import json
 import shutil
-import socket
 import sys
 from pathlib import Path
 from typing import Final, Literal
@@ -22,6 +20,7 @@ from fieldloop.stores import objects
 from fieldloop.stores.settings import BUCKETS, REPORTS_FRONT, Bucket, Settings
 from infra.local.keys import kms_key, private_folder, write_private
 from infra.local.minio import installed
+from infra.local.ports import free_ports
 from infra.local.stack import Port, Spec
 
 Kind = Literal["minio", "seaweedfs"]
@@ -145,11 +144,7 @@ def _inner_ports(settings: Settings) -> dict[str, int]:
     """Return the ports on which SeaweedFS's parts speak to one another: picked once and kept."""
     path = _ports_file(settings)
     if not path.exists():
-        with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in INNER_PORTS]
-            for each in sockets:
-                each.bind((settings.host, 0))
-            numbers = {name: each.getsockname()[1] for name, each in zip(INNER_PORTS, sockets, strict=True)}
+        numbers = dict(zip(INNER_PORTS, free_ports(len(INNER_PORTS), settings.host), strict=True))
         write_private(path, json.dumps(numbers, indent=1).encode())
     return {str(name): int(number) for name, number in json.loads(path.read_bytes()).items()}
 

@@ -5,11 +5,10 @@ the stage's lake alone, and all is removed at the end. Prefect and MLflow may be
 """
 
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +26,7 @@ from infra.local import broker, signer, store
 from infra.local.authority import make_authority
 from infra.local.keys import make_secrets
 from infra.local.platform import PLATFORM, prepare_broker
+from infra.local.ports import free_ports
 from infra.local.stack import Spec, base_environment, start_stack, stop_stack
 from infra.rehearsal.faults import Faults
 from infra.rehearsal.fleet import Fleet, Outcome
@@ -85,7 +85,7 @@ def stage(further: Mapping[str, Any], specs: Sequence[Any] = ()) -> Iterator[Set
     """
     folder = Path(tempfile.mkdtemp(prefix="fieldloop-rehearsal-"))
     folders = {"data_dir": folder / "data", "keys_dir": folder / "keys"}
-    settings = Settings.model_validate({**folders, **_free_ports(), **further})
+    settings = Settings.model_validate({**folders, **dict(zip(PORTS, free_ports(len(PORTS)), strict=True)), **further})
     try:
         make_secrets(settings)
         make_authority(settings)
@@ -192,11 +192,3 @@ def _spec(
         ready=f"file://{ready}",
         stop_timeout_s=60.0,
     )
-
-
-def _free_ports() -> dict[str, int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in PORTS]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return {name: each.getsockname()[1] for name, each in zip(PORTS, sockets, strict=True)}

@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from fieldloop.cli.main import app
 from fieldloop.stores import fleet
 from fieldloop.stores.fleet import Target
 from fieldloop.stores.lake import Lake
+from infra.local.ports import free_ports
 from infra.local.supervisor import answers
 from tests.edge.targets import Gateway, make_release, payload, poll
 
@@ -31,7 +31,7 @@ def mosquitto(tmp_path: Path) -> Iterator[int]:
     binary = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
     if binary is None:
         pytest.skip("no mosquitto here: apt-get install mosquitto")
-    port = _free_port()
+    (port,) = free_ports(1)
     config = tmp_path / "mosquitto.conf"
     config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 10000\n")
     yield from _running([binary, "-c", str(config)], port)
@@ -40,7 +40,7 @@ def mosquitto(tmp_path: Path) -> Iterator[int]:
 @pytest.fixture
 def leaf(tmp_path: Path) -> Iterator[int]:
     """Start a NATS server as a gateway may have one."""
-    port = _free_port()
+    (port,) = free_ports(1)
     binary = str(Path(sys.executable).with_name("nats-server"))
     options = ["--addr", "127.0.0.1", "--port", str(port), "--jetstream", "--store_dir", str(tmp_path / "leaf")]
     yield from _running([binary, *options], port)
@@ -49,7 +49,7 @@ def leaf(tmp_path: Path) -> Iterator[int]:
 @pytest.fixture
 def narrow(tmp_path: Path) -> Iterator[int]:
     """Start a broker with MQTT whose user may read nothing of devices."""
-    port, mqtt_port = _free_port(), _free_port()
+    port, mqtt_port = free_ports(2)
     rights = '{user: gw, password: secret, permissions: {subscribe: {deny: "devices.>"}}}'
     (tmp_path / "narrow.conf").write_text(
         f"listen: 127.0.0.1:{port}\nserver_name: narrow\njetstream {{store_dir: {tmp_path / 'narrow'}}}\n"
@@ -215,12 +215,6 @@ def _await_health(gateway: Gateway, part: bytes) -> None:
             return None
 
     poll(look, lambda: f"{part!r} not in {gateway.ask('/health')}; {gateway.log}")
-
-
-def _free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 def _running(command: list[str], port: int) -> Iterator[int]:

@@ -37,6 +37,12 @@ def coded(frame: pl.DataFrame, rows: int, level: int = LEVEL) -> bytes:
     return codes.with_ordered_codes(written(frame, rows), "value", groups, level)
 
 
+def sizes(file: bytes) -> list[int]:
+    """Bytes of each row group's first column; of values that were not written anew they are the same as before."""
+    metadata = pq.read_metadata(io.BytesIO(file))
+    return [metadata.row_group(group).column(0).total_compressed_size for group in range(metadata.num_row_groups)]
+
+
 def as_table(folder: Path, file: bytes, frame: pl.DataFrame) -> Path:
     """Make a folder a Delta table of this one file, and return where it is."""
     write_deltalake(str(folder), frame[:0].to_arrow(compat_level=pl.CompatLevel.oldest()))
@@ -78,11 +84,30 @@ def test_every_numbering_reads_back(
     monkeypatch.setattr(codes, "_numberings", lambda _distinct: iter([codes._Numbering(by_ends, base, width)]))
     monkeypatch.setattr(codes, "_wide", lambda *_: None)
     frame = pl.DataFrame({"value": np.random.default_rng(1).integers(-2_500, 2_500, 40_000) / 100})
-    path = as_table(tmp_path, coded(frame, 30_000), frame)
+    file = coded(frame, 10_000)
+    assert all(ours < theirs for ours, theirs in zip(sizes(file), sizes(written(frame, 10_000)), strict=True))
+    path = as_table(tmp_path, file, frame)
     rust = QueryBuilder().register("coded", DeltaTable(str(tmp_path))).execute("select value from coded").read_all()
     duck = duckdb.sql(f"select value from '{path}' where value > -30").to_arrow_table()  # noqa: S608 - a path of the test's
     for read in (pl.read_parquet(path), pl.DataFrame(pq.read_table(path)), pl.DataFrame(rust), pl.DataFrame(duck)):
         assert bits(read.sort("value")) == bits(frame.sort("value"))
+
+
+def test_digits_of_equal_range_are_smaller_than_whole_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a twentieth at least, of values that lie as measured ones do: the smallest numbering is kept."""
+    frame = pl.DataFrame({"value": np.random.default_rng(1).normal(20, 5, 50_000).round(2)})
+    kept = coded(frame, 50_000, 19)
+    monkeypatch.setattr(codes, "_numberings", lambda _distinct: iter([codes._Numbering(False, 256, 16)]))
+    assert len(kept) < 0.95 * len(coded(frame, 50_000, 19))
+
+
+def test_names_that_are_all_the_same_take_nearly_nothing() -> None:
+    """A page's header and statistics would come again every 20,000 rows."""
+    steps = np.arange(200_000)
+    frame = pl.DataFrame({"device": "T1", "metric": "a", "event_time": steps * 60_000_000, "value": steps % 7 / 7})
+    frame = frame.with_columns(pl.col("event_time").cast(EVER))
+    file = encode(frame, [Layout(("device", "event_time"), codes="value")])
+    assert sizes(file)[0] < 200
 
 
 def test_values_that_change_little_take_wide_codes(monkeypatch: pytest.MonkeyPatch) -> None:

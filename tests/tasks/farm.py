@@ -37,7 +37,7 @@ candidates:
   - {algorithm: ridge}
 promotion: {metric: mae}
 parity: {limit: 0.01, rows: 2000}
-release: {canary_rows: 32, tolerance: 0.01, alert_above: 5000, latency_ms: 500}
+release: {canary_rows: 32, tolerance: 0.01, alert_above: 5000, alert_hold: 2, latency_ms: 500}
 """
 
 

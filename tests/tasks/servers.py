@@ -17,16 +17,10 @@ from threading import Thread
 from urllib.parse import parse_qsl, urlsplit
 
 from fieldloop.stores.settings import Certificate
+from infra.local.ports import free_ports
 
 DEADLINE_S = 60
 Answer = tuple[int, dict[str, str], bytes]
-
-
-def free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -34,7 +28,7 @@ def postgres() -> Iterator[str]:
     """Run a PostgreSQL of Debian's; yields the SQLAlchemy URL of its superuser. It refuses to run as root."""
     binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    folder, port = Path(tempfile.mkdtemp(prefix="fieldloop-postgres-")), free_port()
+    folder, (port,) = Path(tempfile.mkdtemp(prefix="fieldloop-postgres-")), free_ports(1)
     if os.getuid() == 0:
         shutil.chown(folder, user)
     who = {"user": user, "cwd": folder} if os.getuid() == 0 else {"cwd": folder}
@@ -87,7 +81,7 @@ class Mosquitto:
 @contextmanager
 def mosquitto(folder: Path, certificate: Certificate | None = None) -> Iterator[Mosquitto]:
     """Run a Mosquitto of Debian's; its user is `plant`, its password `secret`; with TLS where it gets a certificate."""
-    port = free_port()
+    (port,) = free_ports(1)
     subprocess.run(["mosquitto_passwd", "-b", "-c", folder / "users", "plant", "secret"], check=True)
     tls = f"certfile {certificate.cert}\nkeyfile {certificate.key}\n" if certificate else ""
     (folder / "mosquitto.conf").write_text(

@@ -16,9 +16,10 @@ from fieldloop.domain.readings import Reason
 from fieldloop.stores.settings import Settings
 from infra.local.authority import server_certificate
 from infra.local.keys import write_private
+from infra.local.ports import free_ports
 from tasks.acquire import acquire
 from tasks.collect import collect
-from tests.tasks.servers import Mosquitto, free_port, mosquitto
+from tests.tasks.servers import Mosquitto, mosquitto
 from tests.tasks.sources import Workshop, workshop
 
 SOURCE = """
@@ -150,6 +151,6 @@ def test_refusals_say_what_is_wrong(shop: Workshop, outside: Mosquitto) -> None:
         collect(shop, declare(shop, "mqtt-wrong", address(outside)))
     assert "wrong" not in str(refused.value).removeprefix("mqtt-wrong")
     with pytest.raises(StoreError, match="does not answer"):
-        collect(shop, declare(shop, "mqtt-away", f"mqtt://127.0.0.1:{free_port()}"))
+        collect(shop, declare(shop, "mqtt-away", f"mqtt://127.0.0.1:{free_ports(1)[0]}"))
     with pytest.raises(SourceError, match="credentials go over mqtts alone"):
         collect(shop, declare(shop, "mqtt-open", "mqtt://broker.example.org"))

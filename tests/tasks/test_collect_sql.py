@@ -11,8 +11,9 @@ from fieldloop.domain.errors import SourceError, StoreError
 from fieldloop.domain.readings import Reason
 from fieldloop.stores.settings import Settings
 from infra.local.keys import write_private
+from infra.local.ports import free_ports
 from tasks.collect import collect
-from tests.tasks.servers import free_port, postgres
+from tests.tasks.servers import postgres
 from tests.tasks.sources import Workshop, kill_while_collecting, workshop
 
 SOURCE = """
@@ -148,7 +149,7 @@ def test_troubles_are_named_without_the_password(shop: Workshop, table: Engine, 
     path.chmod(0o644)
     with pytest.raises(SourceError, match="can be read by others"):
         collect(shop, source)
-    write_private(path, f"postgresql+psycopg://plant:hidden@127.0.0.1:{free_port()}/postgres".encode())
+    write_private(path, f"postgresql+psycopg://plant:hidden@127.0.0.1:{free_ports(1)[0]}/postgres".encode())
     with pytest.raises(StoreError, match="does not answer") as away:
         collect(shop, source)
     assert "hidden" not in str(away.value)

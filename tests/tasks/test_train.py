@@ -212,7 +212,7 @@ def test_run_carries_all_that_a_release_needs(
         assert json.loads(files["target"]) == {
             **{"metric": "active_power", "unit": "kW", "tolerance": 0.01},
             "budget": {"memory_bytes": None, "latency_s": 0.5},
-            "alerts": {"above": 5000.0},
+            "alerts": {"above": 5000.0, "hold_us": 1_200_000_000},
         }
         session = session_of(registry.run_graph(settings, result.run_id))
         assert np.isfinite(session.run(["prediction"], {"window": canary.inputs})[0]).all()
