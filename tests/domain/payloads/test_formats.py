@@ -1,17 +1,20 @@
 """What must hold for every format: values to the bit, and whatever comes costs only itself."""
 
 import gzip
+from dataclasses import replace
 
 import msgspec
 import pytest
 from backports import zstd
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldloop.domain.harmonize import harmonize
 from fieldloop.domain.payloads.formats import DECODERS
+from fieldloop.domain.payloads.sparkplug import message_type
 from fieldloop.domain.profile import Profile
-from tests.domain.payloads.samples import NOON_US, PROFILES, SENDERS, messages, values
+from tests.domain.payloads.samples import NOON_US, PROFILES, SENDERS, messages, sparkplug, values
 
 PACKERS = {"none": bytes, "gzip": gzip.compress, "zstd": zstd.compress}
 formats = pytest.mark.parametrize("name", list(PROFILES))
@@ -63,16 +66,43 @@ def test_no_bytes_break_a_batch(name, noise, packing, wrapped):
 @formats
 @given(data=st.data())
 def test_no_mutation_breaks_a_batch(name, data):
-    """Good payloads with bytes changed, cut out or put in reach deeper than noise does."""
+    """Good payloads with bytes changed, cut out or put in reach deeper than noise does.
+
+    Of the same device and another, before and behind. One that has become a birth, which names an alias anew, may
+    change what its own device's later messages mean (docs/adr/0030), and nothing else.
+    """
     payload = bytearray(SENDERS[name](21.5, 40.0))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(payload)))
         payload[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
     good = SENDERS[name](21.5, 40.0)
-    readings, rejects = harmonize(PROFILES[name], messages(good, bytes(payload), good))
-    for row in (0, 2):
+    sent = replace(messages(good, good, bytes(payload), good, good), devices=["d2", "d1", "d1", "d2", "d1"])
+    readings, rejects = harmonize(PROFILES[name], sent)
+    reborn = name == "sparkplug-b" and names_an_alias(bytes(payload))
+    for row in (0, 1, 3) if reborn else (0, 1, 3, 4):
         assert readings.value[readings.message == row].tolist() == values([(21.5, 40.0)], name)
-    assert {reject.message for reject in rejects} <= {1}
+    assert {reject.message for reject in rejects} <= ({2, 4} if reborn else {2})
+
+
+def names_an_alias(payload: bytes) -> bool:
+    """Whether the bytes are a Sparkplug payload as births are: a metric with a name and an alias."""
+    try:
+        metrics = message_type().FromString(payload).metrics
+    except DecodeError:
+        return False
+    return any(metric.name and metric.HasField("alias") for metric in metrics)
+
+
+def test_a_birth_goes_before_the_profiles_aliases_for_its_own_device_alone():
+    """What it names is read so from then on, by nobody else."""
+    data = SENDERS["sparkplug-b"](21.5, 40.0)
+    birth = sparkplug({"name": "temp", "alias": 2, "datatype": 10, "double_value": 20.0})
+    assert names_an_alias(birth)
+    sent = replace(messages(data, birth, data, data), devices=["d1", "d1", "d2", "d1"])
+    readings, rejects = harmonize(PROFILES["sparkplug-b"], sent)
+    found = list(zip(readings.message.tolist(), readings.metric.tolist(), readings.value.tolist(), strict=True))
+    assert found == [(0, 0, 21.5), (0, 1, 40.0), (1, 0, 20.0), (2, 0, 21.5), (2, 1, 40.0), (3, 0, 21.5), (3, 0, 40.0)]
+    assert not rejects
 
 
 @formats
