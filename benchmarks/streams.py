@@ -75,11 +75,11 @@ class Scored:
         """What falls short of a perfect detector."""
         missed = self.windows - self.found
         return (
-            f"of {self.windows} labelled windows {missed} are missed, in {self.silent} of them nothing is new to the "
-            f"1,024 records before it, or an earlier alarm goes on; {self.false_alarms} records outside are taken for "
-            f"anomalous; and a window found in its middle, where the labelled moment is, counts 0.86 of one found at "
-            f"its begin. HTM (70.5) and ARTime (74.9) are told each series' least and greatest value beforehand, as "
-            f"the benchmark allows"
+            f"of {self.windows} labelled windows {missed} are missed, in {self.silent} of them nothing is unlike the "
+            f"records before it that the recipe's window holds, or an earlier alarm goes on; {self.false_alarms} "
+            f"records outside are taken for anomalous; and a window found in its middle, where the labelled moment is, "
+            f"counts 0.86 of one found at its begin. HTM (70.5) and ARTime (74.9) are told each series' least and "
+            f"greatest value beforehand, as the benchmark allows"
         )
 
 

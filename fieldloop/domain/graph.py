@@ -31,10 +31,12 @@ from fieldloop.domain.features.novelty import novelty
 from fieldloop.domain.features.patterns import patterns
 from fieldloop.domain.features.presence import presence
 from fieldloop.domain.features.quantiles import quantiles
+from fieldloop.domain.features.remoteness import remoteness
 from fieldloop.domain.features.shape import shape
 from fieldloop.domain.features.spectrum import spectrum
 from fieldloop.domain.features.spread import spread
 from fieldloop.domain.features.trend import trend
+from fieldloop.domain.features.unrest import unrest
 from fieldloop.domain.recipe import Family, InputChannel, Recipe
 
 WINDOW: Final = "window"
@@ -59,7 +61,9 @@ FAMILIES: Final[dict[Family, Callable[[Cleaned], Sequence[Columns | Features]]]]
     "autocorrelation": autocorrelation,
     "spectrum": spectrum,
     "novelty": novelty,
+    "remoteness": remoteness,
     "patterns": patterns,
+    "unrest": unrest,
     "cross_channel": cross_channel,
     "calendar": calendar,
 }

@@ -14,6 +14,9 @@ from fieldloop.domain.recipe.candidates import Novelty, Pca
 from tasks.candidates.learner import Matrix, Problem
 
 FILE: Final = "arrays.json"
+_FAMILIES: Final = {
+    "excess": "novelty", "gap": "novelty", "remote": "remoteness", "oddity": "patterns", "unrest": "unrest",
+}  # by the feature that a limit holds for # fmt: skip
 
 
 class Constant(msgspec.Struct, frozen=True, tag="constant"):
@@ -118,10 +121,10 @@ class Deviations(msgspec.Struct, frozen=True, tag="deviations"):
 
 
 class Excesses(msgspec.Struct, frozen=True, tag="excesses"):
-    """The largest excess of a channel's last value over all before it, gap and oddity; 0 where it has none.
+    """How unlike all before it a channel is, by each feature that counts: the largest of all channels, 0 where unknown.
 
     Attributes:
-        columns: [K][C] features that hold them: excesses, and gaps and oddities where they count.
+        columns: [K][C] features: excesses, gaps and others.
     """
 
     columns: list[list[int]]
@@ -238,7 +241,7 @@ def fit_deviations(names: tuple[str, ...]) -> Deviations:
 
 
 def fit_excesses(candidate: Novelty, names: tuple[str, ...]) -> Excesses:
-    """Look up the features that hold excesses, and gaps and oddities where they count.
+    """Look up the features that have limits.
 
     Raises:
         TrainingError: there is none.
@@ -246,8 +249,9 @@ def fit_excesses(candidate: Novelty, names: tuple[str, ...]) -> Excesses:
     columns = [[column for column, name in enumerate(names) if name.endswith(f".{kind}")] for kind in candidate.limits]
     for kind, found in zip(candidate.limits, columns, strict=True):
         if not found:
-            family = "patterns" if kind == "oddity" else "novelty"
-            raise TrainingError(f"novelty: expected the {kind} of a channel, got none: take the family `{family}`")
+            raise TrainingError(
+                f"novelty: expected the {kind} of a channel, got none: take the family `{_FAMILIES[kind]}`"
+            )
     return Excesses(columns)
 
 

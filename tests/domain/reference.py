@@ -63,7 +63,9 @@ def one(x: Window) -> dict[str, float]:
             "turns": np.count_nonzero(d[1:] * d[:-1] < 0) / pairs,
         }),
         **excess(x),
+        **remote(x),
         **oddity(x),
+        **unrest(x),
         **{f"acf{k}": np.sum(dev[k:] * dev[:-k]) / np.sum(dev**2) for k in (1, 2, 4, 8, 16) if k <= len(x) // 2},
         **{f"band{low}": power[low : 2 * low].sum() / power[1:].sum() for low in octaves},
     }  # fmt: skip
@@ -85,23 +87,50 @@ def excess(x: Window) -> dict[str, float]:
     return {"excess": min(beyond / max(width, 1e-30), 1e6), "gap": gap}
 
 
+def remote(x: Window) -> dict[str, float]:
+    """How far the last value is from the nearest of all others, as a share of their range."""
+    if np.isnan(x[-1]) or np.isnan(x[:-1]).all():
+        return {"remote": math.nan}
+    extent = np.nanmax(x[:-1]) - np.nanmin(x[:-1])
+    return {"remote": min(float(np.nanmin(np.abs(x[:-1] - x[-1]))) / max(extent, 1e-30), 1e6)}
+
+
 def oddity(x: Window) -> dict[str, float]:
-    """How many times as far the last course of eight blocks is from its nearest as any before it from its own."""
-    steps = max(1, len(x) // 80)
-    if len(x) < 24:
+    """How many times as far the last course of twelve blocks is from its nearest as any before it from its own."""
+    x = x[-1024:]
+    if len(x) < 36:
         return {}
-    cut = x[len(x) % steps :].reshape(-1, steps)
-    means = [math.nan if np.isnan(block).all() else float(np.nanmean(block)) for block in cut]
-    courses = np.lib.stride_tricks.sliding_window_view(means, 8)
+    means = [math.nan if np.isnan(block).all() else float(np.nanmean(block)) for block in blocks(x, 80)]
+    courses = np.lib.stride_tricks.sliding_window_view(means, 12)
     apart = np.nan_to_num(np.square(courses[:, None] - courses).sum(axis=2), nan=np.inf)
-    before = len(courses) - 8
-    each = [min((apart[i, j] for j in range(before) if abs(i - j) >= 8), default=math.inf) for i in range(before)]
+    before = len(courses) - 12
+    each = [min((apart[i, j] for j in range(before) if abs(i - j) >= 12), default=math.inf) for i in range(before)]
     finite = [distance for distance in each if distance < math.inf]
     nearest = min(apart[-1, :before])
     if not finite or nearest == math.inf:
         return {"oddity": math.nan}
     times = min(math.sqrt(nearest / max(*finite, 1e-60)), 1e6)
     return {"oddity": times if nearest > max(finite) else 0.0}
+
+
+def unrest(x: Window) -> dict[str, float]:
+    """How far the deviation of the last 24 blocks lies beyond those of all before, as a share of their range."""
+    if len(x) < 48:
+        return {}
+    cut = blocks(x, 336)
+    stretches = [cut[start : start + 24] for start in range(len(cut) - 23)]
+    *before, last = [math.nan if np.isnan(each).all(axis=1).any() else float(np.nanstd(each)) for each in stretches]
+    known = [spread for spread in before if not math.isnan(spread)]
+    if math.isnan(last) or np.isnan(before[: len(before) - 23]).all():
+        return {"unrest": math.nan}
+    beyond = max(last - max(known), min(known) - last, 0.0)
+    return {"unrest": min(beyond / max(max(known) - min(known), 0.03 * max(known), 1e-30), 1e6)}
+
+
+def blocks(x: Window, least: int) -> Window:
+    """The window's steps in at least so many blocks, where it has as many; what is over is left out at its begin."""
+    steps = max(1, len(x) // least)
+    return x[len(x) % steps :].reshape(-1, steps)
 
 
 def correlation(x: Window, y: Window) -> float:

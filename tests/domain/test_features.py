@@ -22,7 +22,7 @@ CHANNELS: list[reference.Channel] = [
     {"metric": "b", "frozen_steps": 2},
     {"metric": "c", "valid": [0.1, 0.7]},
 ]
-OF_CHANNELS = tuple(family for family in get_args(Family) if family not in ("calendar", "patterns"))
+OF_CHANNELS = tuple(family for family in get_args(Family) if family not in ("calendar", "patterns", "unrest"))
 OF_ONE = tuple(family for family in OF_CHANNELS if family != "cross_channel")
 WILD = st.one_of(
     st.sampled_from([0.0, -0.0, 0.1, 0.7, 1.0, 2.0, 50.0, 51.0, math.nan, math.inf, -math.inf]),
@@ -136,7 +136,7 @@ def test_row_and_batch_of_one_channel(one: Built, windows: NDArray[np.float32]) 
     assert_one_and_the_same(one, windows)
 
 
-SHAPES = [(1, 60), (1, 61), (2, 13), (5, 7), (8, 60), (3, 3), (2, 300), (1, 1024)]  # channels, length
+SHAPES = [(1, 60), (1, 61), (2, 13), (5, 7), (8, 60), (3, 3), (2, 300), (1, 4096)]  # channels, length
 
 
 @pytest.mark.parametrize(("channels", "length"), SHAPES)
@@ -150,7 +150,7 @@ def test_row_and_batch_of_any_shape(channels: int, length: int) -> None:
     assert_one_and_the_same(Built(of, threads=2), windows)
 
 
-@pytest.mark.parametrize(("channels", "length"), [(1, 24), (2, 30), (1, 170), (3, 247)])
+@pytest.mark.parametrize(("channels", "length"), [(1, 36), (2, 45), (1, 170), (3, 247), (1, 1300)])
 def test_courses_are_the_reference(channels: int, length: int) -> None:
     """Courses of single steps and of blocks, with gaps, repeats and new levels, to the same bits however built."""
     built = Built(recipe([{"metric": f"m{i}"} for i in range(channels)], length, ("patterns",)))
@@ -164,6 +164,31 @@ def test_courses_are_the_reference(channels: int, length: int) -> None:
     np.testing.assert_allclose(built.run(windows), np.array(expected, np.float32), rtol=1e-5)
     assert np.nanmax(np.array(expected)) > 1
     assert_one_and_the_same(built, windows)
+
+
+@pytest.mark.parametrize(("channels", "length"), [(1, 48), (2, 71), (3, 700), (1, 4096)])
+def test_stretches_are_the_reference(channels: int, length: int) -> None:
+    """Stretches of single steps and of blocks, wilder and calmer, with gaps, to the same bits however built."""
+    built = Built(recipe([{"metric": f"m{i}"} for i in range(channels)], length, ("unrest",)))
+    random = np.random.default_rng(5)
+    windows = random.normal(100, 1, (40, channels, length)).astype(np.float32)
+    windows[::3, :, -9:] *= np.linspace(0.9, 1.1, 9, dtype=np.float32)
+    windows[1::3, :, -24 * max(1, length // 336) :] = 100
+    windows[random.random(windows.shape) < 0.004] = np.nan
+    windows[7] = 3  # nothing moves
+    windows[8, :, : length - 20] = np.nan
+    expected = [[reference.unrest(row.astype(np.float64)).get("unrest", math.nan) for row in rows] for rows in windows]
+    np.testing.assert_allclose(built.run(windows), np.array(expected, np.float32), rtol=1e-5, atol=1e-6)
+    assert np.nanmax(np.array(expected)) > 0.3
+    assert_one_and_the_same(built, windows)
+
+
+def test_rounding_is_no_unrest() -> None:
+    """A course that comes again and again is as wild as ever, at any level and scale."""
+    built = Built(recipe([{"metric": "a"}], 336, ("unrest",)))
+    day = np.random.default_rng(6).normal(0, 1, 24)
+    windows = np.stack([level + scale * np.tile(day, 14) for level in (0, 1e3, 1e6) for scale in (1e-3, 1, 1e3)])
+    assert built.run(windows[:, None].astype(np.float32)).max() < 0.1
 
 
 def test_nothing_there(three: Built) -> None:
@@ -213,8 +238,10 @@ def test_names(three: Built) -> None:
     ("channels", "length", "family", "message"),
     [
         (2, 2, "crossings", "at least 3 steps, got 2"),
-        (1, 23, "patterns", "at least 24 steps, got 23"),
+        (1, 35, "patterns", "at least 36 steps, got 35"),
+        (1, 47, "unrest", "at least 48 steps, got 47"),
         (1, 9, "cross_channel", "pairs 2 to 16 channels, got 1"),
+        (65, 4096, "level", "4096 steps of 65 channels are 266,240 values; expected at most 262,144"),
     ],
 )
 def test_families_that_do_not_fit(channels: int, length: int, family: str, message: str) -> None:

@@ -121,8 +121,21 @@ def test_a_value_in_a_hole_is_as_new_as_one_beyond() -> None:
     np.testing.assert_array_equal(graph.run(None, {"input": features})[0], learner.raw(features))
     with pytest.raises(TrainingError, match="the oddity of a channel, got none: take the family `patterns`"):
         candidates.fit(candidate("novelty", gap=4, pattern=2), PROBLEMS["anomaly"], GAPS, *rows("anomaly"), SEED)
+    with pytest.raises(TrainingError, match="the unrest of a channel, got none: take the family `unrest`"):
+        candidates.fit(candidate("novelty", gap=4, unrest=1), PROBLEMS["anomaly"], GAPS, *rows("anomaly"), SEED)
     with pytest.raises(TrainingError, match="the gap of a channel, got none: take the family `novelty`"):
         candidates.fit(candidate("novelty", gap=4), PROBLEMS["anomaly"], NAMES, *rows("anomaly"), SEED)
+
+
+def test_limits_that_are_none_count_for_nothing() -> None:
+    """What has no limit needs no family; without any limit there is nothing to tell by."""
+    wanted = candidate("novelty", limit=None, remote=0.03, unrest=0.5)
+    names = ("wind.unrest", "heat.remote", "wind.remote")
+    learner = candidates.fit(wanted, PROBLEMS["anomaly"], names, *rows("anomaly"), SEED)
+    features = np.array([[0.25, 0.5, 0.125], [0, 0, np.nan]], np.float32)
+    assert learner.raw(features).tolist() == [[0.5, 0.25], [0, 0]]
+    with pytest.raises(ValueError, match="`novelty` has no limit at all"):
+        candidate("novelty", limit=None)
 
 
 @pytest.mark.parametrize("statistic", ["q", "t2", "both"])

@@ -207,28 +207,44 @@ class Deviation(Algorithm):
 
 
 class Novelty(Algorithm):
-    """How far a channel's last value or course is from all before it in its window. Needs the family `novelty`.
+    """How unlike all before it in its window a channel's last value, course or stretch is.
 
-    The limits are not learnt, so that they suit devices of any scale, and those that have little to learn from.
+    The limits are not learnt, so that they suit devices of any scale, and those that have little to learn from. Those
+    that are None count for nothing; of the others the one that is furthest exceeded does.
 
     Attributes:
-        limit: from where on a value beyond the others is an alarm, in widths of the window's middle 80 %.
+        limit: from where on a value beyond the others is an alarm, in widths of the window's middle 80 %. Needs the
+            family `novelty`.
         gap: from where on one in a hole between them is: how many times as far from the nearest as any other from its
-            own; None looks at no holes.
+            own. Needs the family `novelty`.
+        remote: from where on one is that is far from all others, on either side: from the nearest, as a share of their
+            range. Needs the family `remoteness`.
         pattern: from where on the last course is one: how many times as far from the nearest before it as any of these
-            from its own. Needs the family `patterns`; None looks at no courses.
+            from its own. Needs the family `patterns`.
+        unrest: from where on the last stretch is, wilder or calmer than all before it: how far its standard deviation
+            lies beyond theirs, as a share of their range. Needs the family `unrest`.
     """
 
     algorithm: Literal["novelty"]
-    limit: float = Field(0.75, gt=0)
+    limit: float | None = Field(0.75, gt=0)
     gap: float | None = Field(None, gt=1)
+    remote: float | None = Field(None, gt=0)
     pattern: float | None = Field(None, gt=1)
+    unrest: float | None = Field(None, gt=0)
 
     @property
     def limits(self) -> dict[str, float]:
         """By the feature that each holds for."""
-        limits = {"excess": self.limit, "gap": self.gap, "oddity": self.pattern}
+        limits = {
+            "excess": self.limit, "gap": self.gap, "remote": self.remote, "oddity": self.pattern, "unrest": self.unrest,
+        }  # fmt: skip
         return {feature: limit for feature, limit in limits.items() if limit is not None}
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> "Novelty":
+        if not self.limits:
+            raise ValueError("`novelty` has no limit at all; expected one of limit, gap, remote, pattern, unrest")
+        return self
 
 
 class Pca(Algorithm):

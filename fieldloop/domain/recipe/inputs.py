@@ -9,11 +9,14 @@ from fieldloop.domain.recipe.part import Name, Part
 
 Family = Literal[
     "presence", "level", "spread", "quantiles", "shape", "trend", "differences", "crossings", "autocorrelation",
-    "spectrum", "novelty", "patterns", "cross_channel", "calendar",
+    "spectrum", "novelty", "remoteness", "patterns", "unrest", "cross_channel", "calendar",
 ]  # fmt: skip
-LEAST_STEPS: Final[dict[Family, int]] = {"presence": 1, "level": 1, "calendar": 1, "crossings": 3, "patterns": 24}
+LEAST_STEPS: Final[dict[Family, int]] = {
+    "presence": 1, "level": 1, "calendar": 1, "crossings": 3, "patterns": 36, "unrest": 48,
+}  # fmt: skip
 """Of a window; of other families two."""
-MOST_STEPS: Final = 1_024
+MOST_STEPS: Final = 4_096
+MOST_VALUES: Final = 262_144  # of a window, all channels together: 1 MiB for each device at a gateway
 MOST_CROSSED: Final = 16  # channels, 120 pairs
 
 

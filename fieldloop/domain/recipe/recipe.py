@@ -16,7 +16,7 @@ from fieldloop.domain.profile import Channel as ProfileChannel
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.recipe.candidates import SUITED, Candidate
 from fieldloop.domain.recipe.devices import GROUP, Devices, Groups
-from fieldloop.domain.recipe.inputs import LEAST_STEPS, MOST_CROSSED, Family, Grid, InputChannel, Window
+from fieldloop.domain.recipe.inputs import LEAST_STEPS, MOST_CROSSED, MOST_VALUES, Family, Grid, InputChannel, Window
 from fieldloop.domain.recipe.part import Name, Part, refuse_repeated
 from fieldloop.domain.recipe.rules import METRICS, Drift, Metric, Parity, Promotion, Release, Search
 from fieldloop.domain.recipe.split import AtRandom, ByRun, ByTime, Split
@@ -95,6 +95,17 @@ class Recipe(Part):
                     f"frozen_steps {channel.frozen_steps} of `{channel.metric}` never fit into a window of "
                     f"{window.length} steps; expected at most that"
                 )
+        return window
+
+    @field_validator("window")
+    @classmethod
+    def _small_enough(cls, window: Window, info: ValidationInfo) -> Window:
+        channels = len(info.data.get("channels", ()))
+        if window.length * channels > MOST_VALUES:
+            raise ValueError(
+                f"{window.length} steps of {channels} channels are {window.length * channels:,} values; expected at "
+                f"most {MOST_VALUES:,} in a window"
+            )
         return window
 
     @field_validator("features")
