@@ -171,6 +171,8 @@ class Decoder:
     def decode(self, messages: Messages, replay: int = 0) -> tuple[pl.DataFrame, list[Reject]]:
         """Return a batch as rows of table `readings`, names as `Enum`, and everything that was refused.
 
+        The rows of a profile's devices stand together by device, those of one device in order of arrival.
+
         Args:
             messages: in order of arrival.
             replay: the replay that brings them; 0 for messages as they come.
@@ -191,6 +193,7 @@ class Decoder:
                 rejects += [reject.at(int(rows[reject.message])) for reject in barred]
                 part, rows = part.take(admitted), rows[admitted]
                 readings, refused = self.contracts.judge(profile, part, *harmonize(profile, part))
+                readings = _by_device(part, readings)
                 frames.append(_frame(profile, part, readings, replay, kinds))
                 rejects += [reject.at(int(rows[reject.message])) for reject in refused]
             else:
@@ -264,20 +267,34 @@ def new_readings(snapshot: Snapshot, rows: pl.DataFrame) -> pl.DataFrame:
         )
         there = stored.select(KEY).collect()
         if len(there):
-            there = there.with_columns(pl.col(name).cast(unique[name].dtype, strict=False) for name in NAMES)
-            unique = unique.join(there, on=KEY, how="anti", maintain_order="left")
+            unique = _without(unique, there)
     return unique
+
+
+def _without(rows: pl.DataFrame, there: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows, names as `Enum`, whose keys are not among those that are there; looks at times of both alone."""
+    there = there.with_columns(pl.col(name).cast(rows[name].dtype, strict=False) for name in NAMES)
+    when = pl.col("event_time").is_between(there["event_time"].min(), there["event_time"].max())
+    again = rows.select(KEY).with_row_index("row").filter(when).join(there, on=KEY, how="semi")["row"]
+    if not len(again):
+        return rows
+    kept = np.ones(len(rows), dtype=np.bool_)
+    kept[again.to_numpy()] = False
+    return rows.filter(kept)
 
 
 def _distinct(rows: pl.DataFrame) -> pl.DataFrame:
     """Return the first of each (device, metric, event time), sorted for storage; names as `Enum`, in its order.
 
-    Equal keys are neighbours once sorted. Devices mostly send in order of time, so to sort by device is mostly enough.
+    Equal keys are neighbours once sorted. Devices mostly send in order of time, so to sort by device is mostly enough,
+    and what `Decoder.decode` made of one profile stands by device already.
     """
     rows = rows.with_columns(
         pl.col(name).cast(pl.Enum(rows[name].unique().sort())) for name in NAMES if rows[name].dtype == pl.String
     )
     device, when, metric = (rows[name].to_physical().to_numpy() for name in STORED)
+    if (device[1:] >= device[:-1]).all() and _increases(device, when, metric).all():
+        return rows
     order = np.argsort(device, kind="stable")
     if not _increases(device[order], when[order], metric[order]).all():
         order = np.lexsort((metric, when, device))
@@ -292,6 +309,18 @@ def _increases(device: NDArray[Any], when: NDArray[Any], metric: NDArray[Any]) -
     other_device = device[1:] != device[:-1]
     increases = other_device | later | (same_time & (metric[1:] > metric[:-1]))
     return np.concatenate([np.ones(min(len(when), 1), dtype=np.bool_), increases])
+
+
+def _by_device(messages: Messages, readings: Readings) -> Readings:
+    """Return readings sorted by the names of their devices, those of one device in order of arrival."""
+    devices = Named.of(messages.devices)
+    rank = np.empty(len(devices.names), dtype=np.uint16 if len(devices.names) <= 1 << 16 else np.int32)
+    rank[sorted(range(len(rank)), key=devices.names.__getitem__)] = np.arange(len(rank))
+    turn = np.argsort(rank[devices.codes], kind="stable")
+    number = np.bincount(readings.message, minlength=len(turn))
+    begin, number = (np.cumsum(number) - number)[turn], number[turn]
+    order = np.repeat(begin - (np.cumsum(number) - number), number) + np.arange(len(readings))
+    return Readings(readings.message[order], readings.metric[order], readings.event_us[order], readings.value[order])
 
 
 def _frame(
@@ -309,10 +338,18 @@ def _frame(
             "value": readings.value,
             "sequence": messages.sequence[readings.message],
             "replay": np.full(len(readings), replay),
-            "year": event_time.dt.year(),
+            "year": _years(event_time),
         },
         schema={**SCHEMAS["readings"], **dict(zip(NAMES, kinds, strict=True))},
     )
+
+
+def _years(event_time: pl.Series) -> pl.Series:
+    """Return the years of times; of so many, nearly always one."""
+    years = pl.Series([event_time.min(), event_time.max()], dtype=event_time.dtype).dt.year()
+    if not len(event_time) or years[0] != years[1]:
+        return event_time.dt.year()
+    return pl.repeat(years[0], len(event_time), dtype=pl.Int32, eager=True)
 
 
 def quarantine(
@@ -328,6 +365,8 @@ def quarantine(
 
     Messages at or before their application's transaction are there already, so a batch that comes again adds nothing.
     """
+    if not rejects:
+        return 0
     done = {application: snapshot.transaction(application) for application in transactions}
     fresh = [
         reject
@@ -360,4 +399,4 @@ def refused(messages: Messages, subjects: Sequence[str], rejects: Sequence[Rejec
 
 def times(us: NDArray[np.int64]) -> pl.Series:
     """Return UTC microseconds ([N] int64) as a column of times."""
-    return pl.Series(us).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return pl.Series(us).cast(pl.Datetime("us", "UTC"))

@@ -20,6 +20,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from fieldloop.domain.errors import OvertakenError, ReleaseError
+from fieldloop.domain.labels import known_labels
 from fieldloop.domain.release import Manifest
 from fieldloop.domain.rollout import Sighting
 from fieldloop.domain.rollout.board import SILENCE_US
@@ -183,9 +184,10 @@ def select(
     chosen = tuple(t for t in targets if set(t.devices) & set(devices) and set(labels) <= set(t.labels))
     if not chosen:
         wanted = f" with labels {', '.join(labels)}" if labels else ""
+        known = f"{known_labels(target.labels for target in targets)}; " if labels and targets else ""
         raise ReleaseError(
             f"expected edge targets{wanted} that serve devices of the release's profiles, got none of {len(targets)}: "
-            "enrol them with `fieldloop target add`, and give them devices with its `--device`"
+            f"{known}`fieldloop target add` enrols one, and gives it devices by `--device`"
         )
     return chosen
 

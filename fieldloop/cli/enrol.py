@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from expectations.profiles import load_profile
 from fieldloop.domain.errors import ServiceError
+from fieldloop.domain.labels import check_labels
 from fieldloop.stores import fleet
 from fieldloop.stores.fleet import Target
 from fieldloop.stores.lake import Lake
@@ -43,6 +44,7 @@ def admit_targets(settings: Settings, targets: Sequence[Target]) -> dict[str, st
     """Enter targets with the devices that they serve; return a token for each that has not joined yet.
 
     Raises:
+        EnrolmentError: a label is no `key=value`, or a key has two values.
         ServiceError: a name cannot be part of a subject, a device is not enrolled, or broker or signer do not take
             it up.
         StoreError: lake or broker do not answer.
@@ -106,6 +108,8 @@ def _enter_targets(
     profiles = fleet.devices(lake)
     _require([device for target in targets for device in target.devices], profiles.keys(), "device")
     roster.check_names([target.name for target in targets])
+    for target in targets:
+        check_labels(target.labels)
     fleet.add_targets(settings, lake, targets)
     admitted = admit({target.name: {device: profiles[device] for device in target.devices} for target in targets})
     converge(settings)

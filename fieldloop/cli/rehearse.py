@@ -15,14 +15,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fieldloop.domain.errors import FieldloopError, ServiceError
+from fieldloop.domain.errors import DocumentError, FieldloopError, ServiceError
 from fieldloop.domain.release import Manifest
 from fieldloop.domain.rollout.record import Rollout
-from fieldloop.stores import broker, releases, rollouts
+from fieldloop.stores import broker, registry, releases, rollouts
 from fieldloop.stores.releases import Published
 from fieldloop.stores.settings import Settings
 
 if TYPE_CHECKING:
+    from fieldloop.domain.rollout.plan import Plan
     from infra.rehearsal.stage import Cast, Play
 
 MEGABYTE: Final = 1e6
@@ -68,16 +69,18 @@ def rehearse(
     targets: Annotated[int, typer.Option(min=1, max=100_000, help="How many simulated targets.")] = 100,
     sites: Annotated[int, typer.Option(min=1, max=10_000, help="Over how many sites.")] = 1,
     plan: Annotated[Path | None, typer.Option(help="YAML of a plan; the recipe's where left out.")] = None,
-    silent: Annotated[float, typer.Option(help="Share that is never heard from.")] = 0.0,
-    flapping: Annotated[float, typer.Option(help="Share that loses power again and again.")] = 0.0,
-    corrupting: Annotated[float, typer.Option(help="Share whose disks damage what they keep.")] = 0.0,
-    faulty: Annotated[float, typer.Option(help="Share whose runtime gives other numbers.")] = 0.0,
-    drifted: Annotated[float, typer.Option(help="Share whose inputs have drifted.")] = 0.0,
-    loss: Annotated[float, typer.Option(help="Share of requests that are lost.")] = 0.0,
-    latency: Annotated[float, typer.Option(help="Seconds of a request, on average.")] = 0.0,
-    offline: Annotated[float, typer.Option(help="Share of the time that a target is out of reach.")] = 0.0,
-    skew: Annotated[float, typer.Option(help="Seconds that clocks are off, at most.")] = 0.0,
-    windows: Annotated[float, typer.Option(help="Windows a second that a target scores.")] = 1.0,
+    silent: Annotated[float, typer.Option(min=0, max=1, help="Share that is never heard from.")] = 0.0,
+    flapping: Annotated[float, typer.Option(min=0, max=1, help="Share that loses power again and again.")] = 0.0,
+    corrupting: Annotated[float, typer.Option(min=0, max=1, help="Share whose disks damage what they keep.")] = 0.0,
+    faulty: Annotated[float, typer.Option(min=0, max=1, help="Share whose runtime gives other numbers.")] = 0.0,
+    drifted: Annotated[float, typer.Option(min=0, max=1, help="Share whose inputs have drifted.")] = 0.0,
+    loss: Annotated[float, typer.Option(min=0, max=1, help="Share of requests that are lost.")] = 0.0,
+    latency: Annotated[float, typer.Option(min=0, max=86_400, help="Seconds of a request, on average.")] = 0.0,
+    offline: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of the time that a target is out of reach.")
+    ] = 0.0,
+    skew: Annotated[float, typer.Option(min=0, max=86_400, help="Seconds that clocks are off, at most.")] = 0.0,
+    windows: Annotated[float, typer.Option(min=0, max=86_400, help="Windows a second that a target scores.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of all that is drawn: the same again gives the same fates.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
 ) -> None:
@@ -117,16 +120,18 @@ def run(
     from infra.rehearsal.stage import NOTHING, enrol, playing, stage
     from tasks.deploy import release
 
-    learnt = load_recipe(settings.root, recipe)
+    learnt, own_plan = load_recipe(settings.root, recipe), _plan(plan)
     if learnt.groups is not None:
         cast = replace(cast, groups=tuple(f"{learnt.groups.label}={group}" for group in learnt.groups.of))
+    else:
+        registry.version(settings, recipe, version)  # before a stage is set up for nothing
     real = {"prefect_url": settings.prefect_ui, "mlflow_url": settings.mlflow_endpoint}
     with stage(real) as own, _environment(own), temporary_settings({PREFECT_API_URL: own.prefect_api}):
         enrol(own, cast, learnt.profiles[0])
         installed = release(own, recipe, before).published if before else NOTHING
         with playing(own, cast, installed) as play:
             began = time.monotonic()
-            reason = _deploy(recipe, version, plan)
+            reason = _deploy(recipe, version, own_plan)
             seconds = time.monotonic() - began
             rollout = asyncio.run(_newest(own, reason))
             manifest = releases.manifest_of(own, Published(rollout.release, rollout.manifest, new=False))
@@ -157,15 +162,30 @@ def _in_groups(manifest: Manifest, cast: "Cast", play: "Play") -> dict[str, int]
     }
 
 
-def _deploy(recipe: str, version: str, plan: Path | None) -> str:
-    """Run the deployment flow in this process; return why it failed, empty where it did not."""
+def _plan(path: Path | None) -> "Plan | None":
+    """Read a plan.
+
+    Raises:
+        DocumentError: there is none, or it makes no sense.
+    """
     from fieldloop.domain.document import load
     from fieldloop.domain.rollout.plan import Plan
+
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DocumentError(f"{path}: expected the YAML of a plan: {exc}") from exc
+    return load(Plan, text, str(path))
+
+
+def _deploy(recipe: str, version: str, plan: "Plan | None") -> str:
+    """Run the deployment flow in this process; return why it failed, empty where it did not."""
     from flows.deploy import deploy
 
-    own = load(Plan, plan.read_text(encoding="utf-8"), str(plan)) if plan else None
     try:
-        deploy(recipe, version, plan=own)
+        deploy(recipe, version, plan=plan)
     except FieldloopError as exc:
         return str(exc)
     return ""

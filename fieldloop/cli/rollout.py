@@ -19,6 +19,7 @@ from fieldloop.stores import broker, rollouts
 from fieldloop.stores.settings import Settings
 
 SHOWN: Final = 20
+WIDTH: Final = 110  # of the list, at least: names fold badly
 SHOWN_TARGETS: Final = 10
 
 T = TypeVar("T")
@@ -34,11 +35,13 @@ def list_rollouts(
     """Show rollouts, the newest first: how far each has come, and how it ended."""
     heads = asyncio.run(_with(Settings(), rollouts.heads))[:rows]
     table = Table(box=None, pad_edge=False)
-    for column in ("rollout", "release", "phase", "batch", "asked", "proved", "failed", "silent", "began", "seconds"):
-        table.add_column(column, overflow="fold")
+    for column in ("rollout", "phase", "batch", "asked", "proved", "failed", "silent", "seconds"):
+        table.add_column(column, overflow="fold", no_wrap=column == "rollout")
     for head in heads:
         table.add_row(*_row(head.rollout))
-    Console(highlight=False).print(table if heads else "nothing was rolled out yet: run *deploy*")
+    console = Console(highlight=False)
+    console.width = max(console.width, WIDTH)
+    console.print(table if heads else "nothing was rolled out yet: run *deploy*")
 
 
 @app.command()
@@ -138,12 +141,10 @@ def _row(rollout: Rollout) -> tuple[str, ...]:
     counts = (rollout.states.get(state, 0) for state in (State.PROVED, State.FAILED, State.SILENT))
     return (
         rollout.name,
-        rollout.release[:12],
         rollout.phase,
         f"{rollout.batch} of {rollout.batches}",
         f"{rollout.asked:,} of {rollout.targets:,}",
         *(f"{count:,}" for count in counts),
-        f"{_moment(rollout.issued_us):%Y-%m-%d %H:%M:%S}",
         f"{(rollout.ended_us - rollout.issued_us) / 1e6:.1f}" if rollout.ended_us else "",
     )
 

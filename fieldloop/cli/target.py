@@ -1,8 +1,9 @@
 """`fieldloop target`: the edge targets that run models."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import typer
@@ -10,9 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fieldloop.domain.errors import ServiceError
+from fieldloop.domain.labels import known_labels
 from fieldloop.domain.rollout import Desired, Sighting
 from fieldloop.stores import broker, rollouts
 from fieldloop.stores.settings import Settings
+
+if TYPE_CHECKING:
+    from fieldloop.stores.fleet import Target
 
 SHOWN_TARGETS: Final = 100
 
@@ -62,7 +67,8 @@ def list_targets(
     from fieldloop.stores.lake import Lake
 
     settings = Settings()
-    chosen = [target for target in fleet.targets(Lake(settings)) if set(labels or ()) <= set(target.labels)]
+    there = fleet.targets(Lake(settings))
+    chosen = [target for target in there if set(labels or ()) <= set(target.labels)]
     asked, heard = asyncio.run(_states(settings, [target.name for target in chosen]))
     table = Table(box=None, pad_edge=False)
     for column in ("target", "labels", "runs", "asked for", "last report", "trouble"):
@@ -73,7 +79,7 @@ def list_targets(
         trouble = heard.unusable.get(target.name) or _trouble(sighting)
         table.add_row(target.name, ", ".join(target.labels), _runs(sighting), wanted, _age(sighting), trouble)
     console = Console(highlight=False)
-    console.print(table if chosen else "no such target: `fieldloop target add` enrols one")
+    console.print(table if chosen else _nobody(labels, there), soft_wrap=not chosen)
     if len(chosen) > rows:
         console.print(f"{len(chosen) - rows:,} more; --rows shows them")
 
@@ -125,6 +131,13 @@ def remove(
 
     remove_targets(Settings(), names)
     typer.echo(f"removed: {', '.join(names)}")
+
+
+def _nobody(labels: list[str] | None, there: Sequence["Target"]) -> str:
+    """Say why no target is shown."""
+    if not labels or not there:
+        return "no targets yet: `fieldloop target add` enrols one"
+    return f"no target bears {' and '.join(labels)}; {known_labels(target.labels for target in there)}"
 
 
 def _identity(settings: Settings, name: str) -> str:

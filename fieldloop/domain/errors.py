@@ -9,7 +9,7 @@ FieldloopError
 ├── ReleaseError       a release that cannot be built, verified or proved
 │   └── OvertakenError a rollout that somebody else has ended
 ├── SourceError        a file, table or service that is not what a source's declaration says
-├── EnrolmentError     a token, certificate or request for one that is refused
+├── EnrolmentError     a token, certificate, label or request to join that is refused
 ├── StoreError         a table, object, version or stream that is missing or refuses
 └── ServiceError       a service that does not start, answer or stop
 """
@@ -52,7 +52,7 @@ class SourceError(FieldloopError):
 
 
 class EnrolmentError(FieldloopError):
-    """A token, a certificate or a request for one that cannot be used; the message says what to do."""
+    """A token, a certificate, a label or a request to join that cannot be used; the message says what to do."""
 
 
 class StoreError(FieldloopError):

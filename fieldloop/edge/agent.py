@@ -7,7 +7,6 @@ Readings come over it too, or from a broker on the gateway; then scoring goes on
 import asyncio
 import logging
 import random
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,12 +17,11 @@ import msgspec
 from fieldloop.domain.enrolment import AgentConfig, LocalReadings, decode_config
 from fieldloop.domain.errors import ServiceError
 from fieldloop.edge import files, local
-from fieldloop.edge import link as nats
 from fieldloop.edge.feed import Feed
 from fieldloop.edge.health import Endpoint
 from fieldloop.edge.link import Link
 from fieldloop.edge.reconcile import Reconciler
-from fieldloop.edge.renewal import Renewal, client_context
+from fieldloop.edge.renewal import Renewal, connect
 from fieldloop.edge.report import Reporter
 from fieldloop.edge.scorer import Scorer
 from fieldloop.edge.scoring import Scoring
@@ -90,9 +88,7 @@ class Agent:
     async def _platform(self, stop: asyncio.Event) -> None:
         """Connect to the platform and work with it until the connection ends."""
         config = self._config
-        connecting = asyncio.ensure_future(
-            nats.connect(config.broker, config.target, nats.own_inbox(config.target), self._tls())
-        )
+        connecting = asyncio.ensure_future(connect(config, self._folder, config.target))
         await _first(connecting, asyncio.ensure_future(stop.wait()))
         if connecting.cancelled() or not connecting.done():
             return
@@ -131,13 +127,6 @@ class Agent:
         self._moved.set()
         if self._link is not None and self._config.readings is None:
             self._link.close("other devices are served")
-
-    def _tls(self) -> ssl.SSLContext:
-        """Return the certificate as it is now: it may have been renewed."""
-        try:
-            return client_context(self._folder / self._config.identity, self._folder / self._config.ca)
-        except OSError as exc:
-            raise ServiceError(f"{self._folder / self._config.identity} cannot be used: {exc}") from exc
 
     async def _work(self, link: Link, stop: asyncio.Event) -> None:
         """Score what the platform's stream brings, or just send what is spooled."""

@@ -25,7 +25,7 @@ from fieldloop.domain.enrolment import AgentConfig, decode_config
 from fieldloop.domain.errors import EnrolmentError, ServiceError
 from fieldloop.edge import files, identity
 from fieldloop.edge import link as nats
-from fieldloop.edge.renewal import client_context
+from fieldloop.edge.renewal import connect
 
 IDENTITY: Final = "identity.pem"
 AUTHORITY: Final = "ca.pem"
@@ -74,8 +74,7 @@ async def renew(path: Path) -> None:
     held = file.read_bytes()
     key, certificate = identity.read_key(held, str(file)), identity.read_certificate(held, str(file))
     request = identity.make_request(certificate.subject, key, certificate, key)
-    inbox = nats.own_inbox(config.target)
-    link = await nats.connect(config.broker, f"{config.target} renewal", inbox, client_context(file, ca))
+    link = await connect(config, folder, f"{config.target} renewal")
     try:
         answer = await identity.ask(link, "target", config.target, request)
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fieldloop.domain.enrolment import decode_config
-from fieldloop.domain.errors import FieldloopError
+from fieldloop.domain.errors import EnrolmentError, FieldloopError
 
 if TYPE_CHECKING:
     from fieldloop.edge.agent import Agent
@@ -75,7 +75,10 @@ def main() -> int:
 def _serve(path: Path) -> None:
     """Run the agent."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy reads it when it is imported, below
-    config = decode_config(path.read_bytes(), str(path))
+    try:
+        config = decode_config(path.read_bytes(), str(path))
+    except OSError as exc:
+        raise EnrolmentError(f"{exc}: `fieldloop-agent enrol --folder {path.parent}` writes it") from exc
     from fieldloop.edge.agent import Agent
     from fieldloop.edge.memory import one_heap
 

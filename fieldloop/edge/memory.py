@@ -1,7 +1,8 @@
 """The memory of this process.
 
 Loading a release runs through megabytes of library code that scoring never comes to again, and leaves the heap full of
-holes. Both can be handed back: code is mapped from files and comes again from the system's cache where it is needed.
+holes. Both can be handed back: code and constants are mapped from files and come again from the system's cache where
+they are needed.
 """
 
 import ctypes
@@ -14,6 +15,8 @@ from typing import Final
 
 _DONTNEED: Final = 4  # madvise: drop these pages from the process
 _ARENA_MAX: Final = -8  # mallopt: how many heaps threads may have
+_END_OF_MAPPING: Final = b"VmFlags:"  # the last line of each
+_SAME: Final = b"\nAnonymous:             0 kB\n"  # no page that differs from the file
 
 
 def resident_bytes() -> int:
@@ -37,21 +40,24 @@ def give_back() -> None:
     gc.freeze()
     with suppress(OSError, AttributeError):  # musl has no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
-    drop_idle_code()
+    drop_idle_pages()
 
 
-def drop_idle_code() -> None:
-    """Hand all library code back; what runs comes again at once, a few thousand pages in a millisecond or two."""
+def drop_idle_pages() -> None:
+    """Hand library code and constants back; what is used comes again, a few thousand pages in a millisecond or two."""
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        for begin, size in _code():
+        for begin, size in _unwritten():
             library.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _DONTNEED)
 
 
-def _code() -> Iterator[tuple[int, int]]:
-    """Yield place and size of what is mapped from files to be executed: it is never written to."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        words = line.split(maxsplit=5)
-        if len(words) == 6 and words[1] == "r-xp" and words[5].startswith("/"):
-            begin, end = (int(number, 16) for number in words[0].split("-"))
+def _unwritten() -> Iterator[tuple[int, int]]:
+    """Yield place and size of what is mapped from files to be read or executed, and has no page that differs from them.
+
+    A linker's relocations make pages that do differ, and cannot be had again.
+    """
+    for mapping in (b"\n" + Path("/proc/self/smaps").read_bytes()).split(_END_OF_MAPPING):
+        words = mapping[mapping.index(b"\n") :].split(maxsplit=6)
+        if len(words) == 7 and words[1] in (b"r-xp", b"r--p") and words[5].startswith(b"/") and _SAME in mapping:
+            begin, end = (int(number, 16) for number in words[0].split(b"-"))
             yield begin, end - begin

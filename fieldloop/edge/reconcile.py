@@ -20,7 +20,7 @@ from fieldloop.edge import download, model
 from fieldloop.edge.bucket import direct_get
 from fieldloop.edge.download import Job, Outcome
 from fieldloop.edge.link import Link, Message
-from fieldloop.edge.memory import drop_idle_code, resident_bytes
+from fieldloop.edge.memory import drop_idle_pages, resident_bytes
 from fieldloop.edge.serving import Serving
 from fieldloop.edge.slots import Slots
 
@@ -30,7 +30,7 @@ CHUNK_S: Final = 60.0  # a chunk over a slow line
 TIMESTAMP: Final = chunk_key("metadata/timestamp.json", 0)
 LOOK_AGAIN_S: Final = 86_400.0  # at the list of releases, though nobody has touched it: it may have expired
 WATCH_S: Final = 1.0
-DROP_CODE_LOOKS: Final = 5  # looks between two times that idle library code is handed back
+DROP_PAGES_LOOKS: Final = 5  # looks between two times that idle library code is handed back
 
 logger = logging.getLogger(__name__)
 
@@ -156,8 +156,8 @@ class Reconciler:
         for look in itertools.count(1):
             await asyncio.sleep(WATCH_S)
             await self.watch()
-            if look % DROP_CODE_LOOKS == 0:
-                drop_idle_code()
+            if look % DROP_PAGES_LOOKS == 0:
+                drop_idle_pages()
 
     async def _converge(self, link: Link, desired: Desired) -> None:
         """Bring the desired release and shadow to run, or say why not."""

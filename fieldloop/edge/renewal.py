@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from fieldloop.domain.enrolment import AgentConfig
+from fieldloop.domain.errors import ServiceError
 from fieldloop.domain.rollout import Certified
 from fieldloop.edge import files, validity
+from fieldloop.edge import link as nats
 from fieldloop.edge.link import Link
 from fieldloop.edge.validity import Validity
 
@@ -25,6 +27,8 @@ LOOK_S: Final = 3600.0  # at the latest after so long the clock is asked again: 
 FIRST_PAUSE_S: Final = 1.0  # after a failure; doubled each time
 LONGEST_PAUSE_S: Final = 3600.0
 RENEW_S: Final = 60.0  # one attempt, at most
+REFUSED: Final = "Authorization Violation"  # what NATS says to a user whom it does not know
+REVOKED: Final = "; was {target} revoked, or enrolled anew? `fieldloop target add {target}` gives it a new token"
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +90,24 @@ def client_context(identity: Path, ca: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(identity)
     return context
+
+
+async def connect(config: AgentConfig, folder: Path, name: str) -> Link:
+    """Connect to the platform with the certificate as it is now: it may have been renewed.
+
+    Raises:
+        ServiceError: the broker does not answer or refuses, or the certificate cannot be read.
+    """
+    identity = folder / config.identity
+    try:
+        tls = client_context(identity, folder / config.ca)
+    except OSError as exc:
+        raise ServiceError(f"{identity} cannot be used: {exc}") from exc
+    try:
+        return await nats.connect(config.broker, name, nats.own_inbox(config.target), tls)
+    except ServiceError as exc:
+        hint = REVOKED.format(target=config.target) if REFUSED in str(exc) else ""
+        raise ServiceError(f"{exc}{hint}") from exc
 
 
 async def _renewed(path: Path) -> str | None:

@@ -44,7 +44,7 @@ def append(
     Raises:
         DeltaError: another writer was quicker, or the store refuses.
     """
-    parts = {(): frame} if not partition_by else frame.partition_by(partition_by, as_dict=True)
+    parts = _parts(frame, partition_by)
     adds: list[AddAction | RemoveAction] = []
     for key, part in parts.items():
         values: dict[str, str | None] = {name: str(value) for name, value in zip(partition_by, key, strict=True)}
@@ -58,6 +58,16 @@ def append(
         adds, "append", handle.schema(), list(partition_by) or None, commit_properties=properties
     )
     handle.update_incremental()  # the commit leaves it where it was
+
+
+def _parts(frame: pl.DataFrame, partition_by: Sequence[str]) -> dict[tuple[Any, ...], pl.DataFrame]:
+    """Return the rows of each partition by its values; where all rows are of one, as nearly always, they stay."""
+    if not partition_by:
+        return {(): frame}
+    values = frame.select(partition_by).row(0, named=True)
+    if frame.select(pl.all_horizontal(pl.col(name).eq_missing(value) for name, value in values.items()).all()).item():
+        return {tuple(values.values()): frame}
+    return frame.partition_by(partition_by, as_dict=True)
 
 
 def parquet(frame: pl.DataFrame) -> bytes:

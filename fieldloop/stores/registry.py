@@ -92,9 +92,10 @@ def version(settings: Settings, model: str, alias_or_number: str | int) -> Model
     """
     found = find(settings, model, alias_or_number)
     if found is None:
+        there = ", ".join(str(each.version) for each in versions(settings, model))
         raise StoreError(
             f"model {model}: expected a version {alias_or_number!r} in MLflow at {settings.mlflow_endpoint}, got none: "
-            "run the flows `train` and `register` first"
+            + (f"there are {there}" if there else "run the flows `train` and `register` first")
         )
     return found
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fieldloop.cli.main import app
 from fieldloop.cli.rehearse import run
-from fieldloop.domain.errors import StoreError
+from fieldloop.domain.errors import FieldloopError, StoreError
 from infra.rehearsal.faults import Fate, Faults
 from infra.rehearsal.stage import Cast
 from tests.conftest import Looped
@@ -61,6 +61,19 @@ def test_a_rehearsal_predicts_and_leaves_the_fleet_alone(settled: Looped) -> Non
     assert 0 < outcome.proved_s < outcome.seconds
     assert outcome.wire_bytes > outcome.running * outcome.median_bytes > 0
     assert _said("rollout", "list") == before
+
+
+def test_a_rehearsal_of_what_is_not_there_begins_nothing(settled: Looped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan, version, share: each is named, and what there is."""
+    monkeypatch.setattr("infra.rehearsal.stage.start_stack", None)
+    missing = settled.settings.data_dir / "none.yaml"
+    for arguments, says in (
+        (("--plan", str(missing)), f"{missing}: expected the YAML of a plan"),
+        (("--version", "77"), "model turbine-power: expected a version '77' .* got none: there are .*1"),
+    ):
+        with pytest.raises(FieldloopError, match=says):
+            CliRunner().invoke(app, ["rehearse", *arguments], catch_exceptions=False)
+    assert "Invalid value for '--silent'" in CliRunner().invoke(app, ["rehearse", "--silent", "3"]).output
 
 
 def _said(*arguments: str) -> str:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from fieldloop.cli.main import app
 from fieldloop.domain.enrolment import decode_config
+from fieldloop.domain.errors import EnrolmentError
 from fieldloop.edge import enrol
 from fieldloop.stores import broker, fleet, rollouts
 from fieldloop.stores.fleet import Target
@@ -53,6 +54,21 @@ def test_a_target_is_added_with_labels_alone_and_given_devices_while_it_runs(
         gateway.stop()
     fleet.remove_targets(install, lake, ["gw-bare"])
     assert [target.name for target in fleet.targets(lake) if target.name == "gw-bare"] == []
+
+
+def test_a_label_that_was_mistyped_is_named(install: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is none enters nobody; one that no target bears is answered with those there are."""
+    for name, value in install.environment().items():
+        monkeypatch.setenv(name, value)
+    said = CliRunner().invoke(app, ["target", "add", "gw-mistyped", "--label", "site"])
+    assert isinstance(said.exception, EnrolmentError)
+    assert "label 'site': expected key=value" in str(said.exception)
+    fleet.add_targets(install, Lake(install), [Target("gw-labelled", (), ("site=north",))])
+    listed = CliRunner().invoke(app, ["target", "list", "--label", "sit=north"], catch_exceptions=False).output
+    assert listed.startswith("no target bears sit=north; labels there are: ")
+    assert "site=north" in listed
+    assert "gw-mistyped" not in CliRunner().invoke(app, ["target", "list"], catch_exceptions=False).output
+    fleet.remove_targets(install, Lake(install), ["gw-labelled"])
 
 
 def _joined(settings: Settings, token: str, folder: Path) -> Gateway:

@@ -13,7 +13,7 @@ import pytest
 from fieldloop.edge import identity, validity
 from fieldloop.stores.settings import Settings
 from infra.local import roster
-from infra.local.identities import admit_devices, admit_targets
+from infra.local.identities import admit_devices, admit_targets, revoke
 from tests.edge.targets import Gateway, poll
 
 
@@ -77,6 +77,23 @@ def test_a_token_that_does_not_help_ends_with_one_line(install: Settings, tmp_pa
     done = _enrol("fieldloop1.AAAA", tmp_path / "etc")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("fieldloop-agent: the token is damaged or cut off: copy all of it, or ask for another one\n")
+
+
+def test_who_was_revoked_is_told_what_to_do(joined: Gateway) -> None:
+    """The broker itself says no more than that it does not know it."""
+    revoke(joined.settings, "target", [joined.target])
+    command = [sys.executable, "-m", "fieldloop.edge.main", "renew", "--config", str(joined.config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"was {joined.target} revoked, or enrolled anew? `fieldloop target add {joined.target}`" in done.stderr
+
+
+def test_without_a_configuration_it_is_said_who_writes_one(tmp_path: Path) -> None:
+    """And where it was looked for."""
+    command = [sys.executable, "-m", "fieldloop.edge.main", "--config", str(tmp_path / "agent.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"'{tmp_path}/agent.json': `fieldloop-agent enrol --folder {tmp_path}` writes it" in done.stderr
 
 
 def test_a_device_enrols_by_the_same_command(install: Settings, tmp_path: Path) -> None:

@@ -249,7 +249,10 @@ def test_targets_are_chosen_by_devices_and_labels() -> None:
     )
     assert select(targets, [], {"d1", "d2"}) == targets[:2]
     assert select(targets, ["x=1", "site=s"], {"d1", "d2"}) == (targets[1],)
-    with pytest.raises(ReleaseError, match="site=w that serve devices of the release's profiles, got none of 3"):
+    wanted = (
+        "site=w that serve devices .*, got none of 3: labels there are: site=n, site=s, x=1; `fieldloop target add`"
+    )
+    with pytest.raises(ReleaseError, match=wanted):
         select(targets, ["site=w"], {"d1", "d2"})
     with pytest.raises(ReleaseError, match="fieldloop target add"):
         select((), [], {"d1"})
