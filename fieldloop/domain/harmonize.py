@@ -68,9 +68,19 @@ def _accept(profile: Profile, arrival_us: NDArray[np.int64], records: Records) -
         for i, c in np.argwhere(outside)
     ]
 
-    record, metric = np.nonzero(present & ~outside)
+    good = present & ~outside
+    if good.all():
+        channels = values.shape[1]
+        metrics = np.tile(np.arange(channels, dtype=np.int16), len(row))
+        return Readings(_each(row, channels), metrics, _each(records.event_us, channels), values.ravel()), rejects
+    record, metric = np.nonzero(good)
     readings = Readings(row[record], metric.astype(np.int16), records.event_us[record], values[record, metric])
     return readings, rejects
+
+
+def _each(column: NDArray[np.int64], channels: int) -> NDArray[np.int64]:
+    """Repeat what belongs to each record for each of its channels."""
+    return column if channels == 1 else np.repeat(column, channels)
 
 
 @lru_cache(maxsize=PROFILES)

@@ -26,6 +26,13 @@ _RESOLUTION: Final = 0.01  # share of the steps that are as small as the sensor 
 _EDGE: Final = 2.0 ** (np.arange(OCTAVES + 1) - 20.0)
 
 
+def run_starts(column: Ints) -> Ints:
+    """Return where runs of equal entries begin ([N] int64 → [R] int64)."""
+    turns = np.ones(len(column), dtype=np.bool_)
+    np.not_equal(column[1:], column[:-1], out=turns[1:])
+    return np.flatnonzero(turns)
+
+
 def octave(values: Floats) -> Ints:
     """Return the octave of each magnitude ([N] float64 → [N] int64)."""
     exponent = (np.abs(values).astype(np.float32).view(np.int32) >> 23) & 255

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from fieldloop.domain.contract.history import Floats, Ints
+from fieldloop.domain.contract.history import Floats, Ints, run_starts
 
 ENOUGH: Final = 144  # points of a device and metric in one batch; of more, about so many are chosen
 
@@ -108,7 +108,7 @@ def choose(series: Series, last: Floats, last_us: Ints, enough: Ints) -> tuple[P
 
 def runs(series: Series) -> tuple[Ints, Ints, Ints]:
     """Return where each message's readings begin, how many they are and whose, by owner and then in order."""
-    starts = np.flatnonzero(np.diff(series.message, prepend=-1))
+    starts = run_starts(series.message)
     lengths = np.diff(np.append(starts, len(series.message)))
     owner = series.owner[series.message[starts]]
     order = np.argsort(owner, kind="stable")

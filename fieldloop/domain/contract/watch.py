@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fieldloop.domain.contract.clocks import ClockWatch, Times
-from fieldloop.domain.contract.history import Ints
+from fieldloop.domain.contract.history import Ints, run_starts
 from fieldloop.domain.contract.levels import LevelWatch
 from fieldloop.domain.contract.points import Series
 from fieldloop.domain.contract.promise import Finding, Promise
@@ -153,12 +153,14 @@ def _series(metric: int, name: str, owner: Ints, readings: Readings, rejects: Se
 
 def _times(messages: Messages, owner: Ints, readings: Readings, rejects: Sequence[Reject]) -> Times:
     """Return the event times of messages that are to be judged; of a message without any, what its clock said."""
-    starts = np.flatnonzero(np.diff(readings.message, prepend=-1))
+    starts = run_starts(readings.message)
     rows = readings.message[starts]
     ends = np.append(starts, len(readings))[1:] - 1
-    turns = np.diff(readings.event_us, prepend=0) != 0
-    turns[starts] = True
-    records = np.add.reduceat(turns.astype(np.int64), starts) if len(starts) else np.zeros(0, dtype=np.int64)
+    again = np.zeros(len(readings), dtype=np.bool_)  # of the same record as the one before it
+    np.equal(readings.event_us[1:], readings.event_us[:-1], out=again[1:])
+    again[starts] = False
+    repeated = np.bincount(readings.message[again], minlength=len(owner))
+    records = ends - starts + 1 - repeated[rows]
     said = {r.message: float(r.event_us) for r in rejects if r.reason in _TIMES and r.event_us is not None}
     alone = np.array(sorted(said.keys() - set(rows.tolist())) if said else [], dtype=np.int64)
     spoken = np.array([said[row] for row in alone.tolist()], dtype=np.float64)

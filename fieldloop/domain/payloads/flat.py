@@ -38,7 +38,7 @@ _HIGH_BITS: Final = _EVERY * np.uint64(0x80)
 _LOW_BITS: Final = _EVERY * np.uint64(0x7F)
 _ZEROS: Final = _EVERY * np.uint64(0x30)
 _POINTS: Final = _EVERY * np.uint64(0x2E)
-_BEYOND_NINE: Final = _EVERY * np.uint64(0x46)  # carries into the high bit from ":" on
+_BEYOND_NINE: Final = _EVERY * np.uint64(0x76)  # carries into the high bit from ten on
 _OTHERS: Final = np.uint64(0x000000FF000000FF)
 _PAIRS: Final = np.uint64(0x000F424000000064)
 _PAIRS_ABOVE: Final = np.uint64(0x0000271000000001)
@@ -134,38 +134,53 @@ def _read(packed: Packed, layout: Layout) -> Flat:
 
 
 def _read_block(packed: Packed, begin: int, end: int, layout: Layout) -> Flat:
-    offsets = packed.offsets[begin : end + 1] - packed.offsets[begin]
-    text = _Text(packed.buffer[packed.offsets[begin] : packed.offsets[end]], layout)
-    rows, starts = _records(text, offsets, layout)
-    begins, ends = offsets[rows], offsets[rows + 1]
-    first = np.append(True, rows[1:] != rows[:-1])
-    last = np.append(first[1:], True)
-    # Where the text before each number begins; the number before it ends there.
-    befores = [starts[place] - len(before) for place, before in enumerate(layout.before)]
-    if layout.between is None:
-        fits = (befores[0] == begins) & text.has(befores[0], layout.before[0])
-    else:
-        opening = np.flatnonzero(first)
-        fits = text.has(starts[0] - len(layout.between), layout.between)
-        fits[opening] = (befores[0] == begins)[opening] & text.has(befores[0][opening], layout.before[0])
-        befores[0] = np.where(first, befores[0], starts[0] - len(layout.between))
-    closing = ends - len(layout.after)
-    final = np.flatnonzero(last)
-    fits[final] &= text.has(closing[final], layout.after)
+    text = _Text(memoryview(packed.buffer)[packed.offsets[begin] : packed.offsets[end]], layout)
+    offsets = packed.offsets[begin : end + 1] - packed.offsets[begin] + text.begin
+    counts, starts = _records(text, offsets, layout)
+    filled = np.flatnonzero(counts)
+    final = np.cumsum(counts[filled]) - 1
+    closing = offsets[filled + 1] - len(layout.after)
+    fits, stop = _around_records(text, layout, starts[0], final - counts[filled] + 1, offsets[filled])
+    fits[final] &= text.has(closing, layout.after)
+    stop[final] = closing
     columns = {}
     for place, key in enumerate(layout.keys):
+        number_ends = stop
         if place + 1 < len(layout.keys):
-            stop = befores[place + 1]
-            fits &= text.has(stop, layout.before[place + 1])
-        else:
-            stop = np.where(last, closing, np.append(befores[0][1:], 0))
-        columns[key], proper = _numbers(text, starts[place], stop)
+            gap = layout.before[place + 1]
+            fits &= text.has(starts[place + 1], gap, -len(gap))
+            number_ends = starts[place + 1] - len(gap)
+        columns[key], proper = _numbers(text, starts[place], number_ends)
         fits &= proper
-    return _whole_messages(begin, end - begin, rows, fits, columns)
+    return _whole_messages(begin, counts, fits, columns)
+
+
+def _around_records(
+    text: "_Text", layout: Layout, first: Places, opening: Places, begins: Places
+) -> tuple[NDArray[np.bool_], Places]:
+    """Say which records follow on what stands before them as the layout has it, and where each but a last one ends.
+
+    Args:
+        text: of all messages.
+        layout: theirs.
+        first: [R] where each record's first number begins.
+        opening: [K] the first record of each message that has any.
+        begins: [K] where these messages begin.
+    """
+    gap = layout.before[0]
+    heads = first[opening]
+    opened = (heads - len(gap) == begins) & text.has(heads, gap, -len(gap))
+    if layout.between is None:
+        return opened, np.zeros(len(first), dtype=np.int64)
+    fits = text.has(first, layout.between, -len(layout.between))
+    fits[opening] = opened
+    ends = np.zeros(len(first), dtype=np.int64)
+    np.subtract(first[1:], len(layout.between), out=ends[:-1])
+    return fits, ends
 
 
 def _records(text: "_Text", offsets: Places, layout: Layout) -> tuple[Places, list[Places]]:
-    """Return the message row of each record, and where its numbers begin; of messages with as many colons as need be.
+    """Return how many records each message has, and where their numbers begin; none of one with an odd many colons.
 
     Every number has one colon before it, and there are no others.
     """
@@ -176,33 +191,36 @@ def _records(text: "_Text", offsets: Places, layout: Layout) -> tuple[Places, li
     if not fits.all():
         colons = colons[np.repeat(fits, counts)]
         counts = np.where(fits, counts, 0)
-    rows = np.repeat(np.arange(len(counts)), counts // width)
     gaps = [len(before) - before.index(b":") for before in layout.before]
-    return rows, [colons[place::width] + gaps[place] for place in range(width)]
+    return counts // width, [colons[place::width] + gaps[place] for place in range(width)]
 
 
 def _whole_messages(
-    begin: int, count: int, rows: Places, fits: NDArray[np.bool_], columns: dict[str, NDArray[np.float64]]
+    begin: int, counts: Places, fits: NDArray[np.bool_], columns: dict[str, NDArray[np.float64]]
 ) -> Flat:
     """Keep the records of messages all of whose records fit; `begin` is the row of the first message."""
-    good = np.zeros(count, dtype=np.bool_)
-    good[rows] = True
-    good[rows[~fits]] = False
+    rows = np.repeat(np.arange(begin, begin + len(counts)), counts)
+    good = counts > 0
+    if not fits.all():
+        good[rows[~fits] - begin] = False
     if good.all():
-        return Flat(begin + rows, columns, np.empty(0, dtype=np.int64))
-    kept = good[rows]
-    return Flat(
-        begin + rows[kept], {key: column[kept] for key, column in columns.items()}, begin + np.flatnonzero(~good)
-    )
+        return Flat(rows, columns, np.empty(0, dtype=np.int64))
+    kept = good[rows - begin]
+    return Flat(rows[kept], {key: column[kept] for key, column in columns.items()}, begin + np.flatnonzero(~good))
 
 
 class _Text:
-    """Bytes that can be looked at eight at a time, from any place that a layout leads to; around them are zeros."""
+    """Bytes that can be looked at eight at a time, around any place that a layout leads to; around them are zeros.
 
-    def __init__(self, buffer: bytes, layout: Layout) -> None:
-        gaps = (*layout.before, layout.between or b"", layout.after)
-        self._around = 2 * _WORD + max(map(len, gaps))
-        padded = b"".join((bytes(self._around), buffer, bytes(self._around)))
+    Attributes:
+        begin: the place of the first byte. Places are counted so that a shift takes no pass over them.
+    """
+
+    def __init__(self, buffer: memoryview, layout: Layout) -> None:
+        self.begin = max(map(len, (*layout.before, layout.between or b"", layout.after)))
+        self._lead = max(self.begin, 2 * _WORD)  # further back than that nobody looks from a place
+        around = bytes(self._lead + self.begin)
+        padded = b"".join((around, buffer, around))
         self._chars = np.frombuffer(padded, dtype=np.uint8)
         self._words = np.lib.stride_tricks.as_strided(
             self._chars[:_WORD].view(np.uint64), shape=(len(padded) - _WORD + 1,), strides=(1,), writeable=False
@@ -210,56 +228,73 @@ class _Text:
 
     def colons(self) -> Places:
         """Return the places of all colons."""
-        return np.flatnonzero(self._chars == _COLON) - self._around
+        return np.flatnonzero(self._chars[self._lead :] == _COLON)
 
     def chars(self, places: Places) -> NDArray[np.uint8]:
         """Return the byte at each place."""
-        return self._chars[places + self._around]
+        return self._chars[self._lead :][places]
 
-    def words(self, places: Places) -> Words:
-        """Return the eight bytes from each place on, the first one lowest."""
-        return self._words[places + self._around]
+    def words(self, places: Places, shift: int) -> Words:
+        """Return the eight bytes that begin so many bytes from each place, the first one lowest."""
+        return self._words[self._lead + shift :][places]
 
-    def has(self, places: Places, text: bytes) -> NDArray[np.bool_]:
-        """Say at which places this text stands; there are no zeros in it."""
+    def has(self, places: Places, text: bytes, shift: int = 0) -> NDArray[np.bool_]:
+        """Say so many bytes from which places this text stands; there are no zeros in it."""
         same = np.ones(len(places), dtype=np.bool_)
         for begin in range(0, len(text), _WORD):
             part = text[begin : begin + _WORD]
             mask = np.uint64((1 << 8 * len(part)) - 1)
-            same &= (self.words(places + begin) & mask) == np.uint64(int.from_bytes(part, "little"))
+            same &= (self.words(places, shift + begin) & mask) == np.uint64(int.from_bytes(part, "little"))
         return same
 
 
 def _numbers(text: _Text, starts: Places, stops: Places) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the numbers that stand between these places, and which of them are proper JSON that is read exactly."""
-    negative = text.chars(starts) == _MINUS
+    """Return the numbers that stand between these places, and which of them are proper JSON that is read exactly.
+
+    What all have in common, their width, the place of their point, the digits above the last eight, is looked at once.
+    """
+    lead = text.chars(starts)
+    negative = lead == _MINUS
+    signed = bool(negative.any())
     width = stops - starts
-    if negative.any():
+    if signed:
         width -= negative
     proper = (width >= 1) & (width <= _WIDEST)
     if not proper.all():
         width = np.clip(width, 1, _WIDEST)
-    wide = width.max(initial=0) > _WORD
-    low = _digits_only(text.words(stops - _WORD), np.minimum(width, _WORD) if wide else width)
-    high = _digits_only(text.words(stops - 2 * _WORD), np.maximum(width - _WORD, 0)) if wide else None
+    if signed:
+        lead = text.chars(stops - width)
+    widest = width.max(initial=1)
+    if width.min(initial=_WIDEST) == widest:
+        width = width[:1]
+    low = _digits_only(text.words(stops, -_WORD), np.minimum(width, _WORD))
+    high = (
+        _common(_digits_only(text.words(stops, -2 * _WORD), np.maximum(width - _WORD, 0))) if widest > _WORD else None
+    )
     low, high, decimals = _without_point(low, high)
+    low -= _ZEROS
     proper &= _all_digits(low)
-    mantissa = _eight(low).astype(np.int64)
+    mantissa = _eight(low).view(np.int64)
     if high is not None:
+        high = high - _ZEROS
         proper &= _all_digits(high)
-        mantissa += _eight(high).astype(np.int64) * 10**_WORD
+        mantissa = mantissa + _eight(high).view(np.int64) * 10**_WORD
         proper &= mantissa < 10**15
     values = mantissa.astype(np.float64)
     whole = width
     if decimals is not None:
         values /= _POWERS[decimals]
         whole = width - decimals - (decimals > 0)
-    led_by_zero = text.chars(stops - width) == _ZERO
-    proper &= (whole >= 1) & (~led_by_zero | (whole == 1))
-    if negative.any():
+    proper &= (whole >= 1) & ((lead != _ZERO) | (whole == 1))
+    if signed:
         proper &= ~negative | (mantissa != 0)
         values = np.where(negative, -values, values)
     return values, proper
+
+
+def _common(words: Words) -> Words:
+    """Return one word where all are the same."""
+    return words[:1] if (words == words[:1]).all() else words
 
 
 def _digits_only(words: Words, width: Places) -> Words:
@@ -268,8 +303,10 @@ def _digits_only(words: Words, width: Places) -> Words:
     return (words & keep) | (_ZEROS & ~keep)
 
 
-def _all_digits(words: Words) -> NDArray[np.bool_]:
-    return np.asarray(((words + _BEYOND_NINE) | (words - _ZEROS)) & _HIGH_BITS == 0)
+def _all_digits(digits: Words) -> NDArray[np.bool_]:
+    """Say which words, less `_ZEROS`, have digits alone."""
+    other = ((digits + _BEYOND_NINE) | digits) & _HIGH_BITS
+    return np.asarray(other == 0)
 
 
 def _without_point(low: Words, high: Words | None) -> tuple[Words, Words | None, Places | None]:
@@ -278,10 +315,9 @@ def _without_point(low: Words, high: Words | None) -> tuple[Words, Words | None,
     A point without a digit behind it stays, as does a second one: neither is a digit. Where a column has no point,
     there are no decimals; where it has no more than eight characters, nothing is to be moved in from above.
     """
-    other = low ^ _POINTS
-    point = ~(((other & _LOW_BITS) + _LOW_BITS) | other | _LOW_BITS)  # the high bit of each byte that is a point
-    point &= _HIGH_BITS >> np.uint64(8)  # not of the last
-    point &= ~point + np.uint64(1)  # the first one alone
+    point = _points(low[:1])  # a column whose numbers have all as many decimals is the rule
+    if not point.any() or ((low ^ _POINTS) & (point << np.uint64(1)) - (point >> np.uint64(7))).any():
+        point = _points(low)
     moved = point > 0
     if not moved.any():
         return low, high, None
@@ -296,8 +332,16 @@ def _without_point(low: Words, high: Words | None) -> tuple[Words, Words | None,
     return low, high, decimals
 
 
-def _eight(words: Words) -> Words:
-    """Return the number that eight digits make, for each word."""
-    digits = words - _ZEROS
+def _points(words: Words) -> Words:
+    """Return the high bit of the first byte that is a point, and is not the last; nothing where there is none."""
+    other = words ^ _POINTS
+    point = ~(((other & _LOW_BITS) + _LOW_BITS) | other | _LOW_BITS)
+    point &= _HIGH_BITS >> np.uint64(8)
+    point &= ~point + np.uint64(1)
+    return np.asarray(point)
+
+
+def _eight(digits: Words) -> Words:
+    """Return the number that eight digits make, for each word less `_ZEROS`."""
     pairs = digits * np.uint64(10) + (digits >> np.uint64(8))
     return ((pairs & _OTHERS) * _PAIRS + ((pairs >> np.uint64(16)) & _OTHERS) * _PAIRS_ABOVE) >> np.uint64(32)

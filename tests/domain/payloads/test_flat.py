@@ -78,6 +78,39 @@ def test_columns_of_bytes_give_the_very_bits_of_the_general_way(sent: list[bytes
         same(json_payloads.decode(PROFILE, batch), json_payloads.decode_each(PROFILE, batch))
 
 
+@st.composite
+def alike(draw: st.DrawFn) -> list[bytes]:
+    """Messages whose numbers have all the same width and point, but for one number or message that may be bent."""
+    whole, places = draw(st.integers(1, 13)), draw(st.integers(0, 7))
+    signs = draw(st.sampled_from([("",), ("-",), ("", "-")]))
+    count, each = draw(st.integers(2, 8)), draw(st.integers(1, 3))
+    digits = st.integers(10 ** (whole - 1), 10**whole - 1) | st.just(10 ** (whole - 1))
+    fraction = st.integers(0, 10**places - 1)
+    texts = []
+    for _ in range(count * each):
+        behind = f".{draw(fraction):0{places}}" if places else ""
+        texts.append(f"{draw(st.sampled_from(signs))}{draw(digits)}{behind}")
+    if draw(st.booleans()):
+        texts[draw(st.integers(0, len(texts) - 1))] = draw(numbers)
+    records = [f'{{"t": {T}, "temp": {text}}}' for text in texts]
+    sent = [f"[{', '.join(records[begin : begin + each])}]".encode() for begin in range(0, len(records), each)]
+    if draw(st.booleans()):
+        place = draw(st.integers(0, count - 1))
+        sent[place] = bend(draw, sent[place])
+    return sent
+
+
+@given(alike(), st.sampled_from([64, flat.BLOCK_BYTES]))
+@example([b'{"t": 1, "temp": 1.5}', b'{"t": 2, "temp": ..5}'], 64)
+@example([b'{"t": 1, "temp": 1.5}', b'{"t": 2, "temp": 1.5.5}'], 64)
+@example([b'{"t": 1, "temp": 11.5}', b'{"t": 2, "temp": 1.25}', b'{"t": 2, "temp": 1:.5}'], 64)
+def test_what_numbers_have_in_common_changes_none_of_their_bits(sent: list[bytes], block: int) -> None:
+    """Width, point and leading digits that all share are looked at once; the one that differs is read as ever."""
+    batch = messages(*sent)
+    with mock.patch.object(flat, "FEWEST", 1), mock.patch.object(flat, "BLOCK_BYTES", block):
+        same(json_payloads.decode(PROFILE, batch), json_payloads.decode_each(PROFILE, batch))
+
+
 @given(st.lists(st.floats(-1e9, 1e9).flatmap(lambda x: st.integers(0, 7).map(lambda n: f"{x:.{n}f}")), min_size=20))
 def test_decimals_are_read_to_the_last_bit(texts: list[str]) -> None:
     """Every decimal of up to fifteen digits that is read this way is the nearest double."""
