@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 from nats.js import JetStreamContext
@@ -34,6 +34,11 @@ def end_rollout(name: str, phase: Phase, reasons: Sequence[str]) -> None:
     asyncio.run(_end(Settings(), name, phase, reasons))
 
 
+def stop(settings: Settings, name: str, reasons: Sequence[str]) -> None:
+    """End a rollout where it is, outside of a task: its flow run is over in Prefect's eyes."""
+    asyncio.run(_end(settings, name, Phase.STOPPED, reasons))
+
+
 def withdraw(settings: Settings, run: UUID | str) -> tuple[str, ...]:
     """End what a cancelled flow run was rolling out: proved targets stay, all others are asked for what they ran.
 
@@ -50,6 +55,16 @@ def recall(settings: Settings, digest: str, reason: str) -> tuple[str, ...]:
 def mark(settings: Settings, name: str, phase: Phase) -> None:
     """Write down that a rollout waits for a person, or goes on."""
     asyncio.run(_mark(settings, name, phase))
+
+
+async def take_over(js: JetStreamContext, name: str) -> str:
+    """Write down that another process goes on with a rollout; return what stands for it."""
+    holder = uuid4().hex
+    while True:
+        head = await rollouts.head(js, name)
+        taken = msgspec.structs.replace(head.rollout, holder=holder, phase=Phase.RUNNING)
+        if await rollouts.advance(js, head, taken) is not None:
+            return holder
 
 
 async def supersede(js: JetStreamContext, rollout: Rollout, newer: str) -> None:

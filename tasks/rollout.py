@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
+from uuid import uuid4
 
 from prefect import pause_flow_run, task
-from prefect.exceptions import FlowPauseTimeout
+from prefect.exceptions import FlowPauseTimeout, Pause
 from prefect.input import RunInput
 from prefect.runtime import flow_run
-from pydantic import Field
 
 from fieldloop.domain.errors import OvertakenError, ReleaseError
 from fieldloop.domain.labels import known_labels
@@ -26,22 +26,23 @@ from fieldloop.domain.rollout import Sighting
 from fieldloop.domain.rollout.board import SILENCE_US
 from fieldloop.domain.rollout.plan import Approval, OnBreach, Plan
 from fieldloop.domain.rollout.record import Membership, Phase, Rollout, before_rollout
-from fieldloop.domain.rollout.waves import Member, plan_waves, site_of
+from fieldloop.domain.rollout.waves import Member, plan_waves, site_of, waves_of
 from fieldloop.stores import broker, fleet, releases, rollouts
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.rollouts import now_us
 from fieldloop.stores.settings import Settings
 from tasks.deploy import DeployResult, Released
-from tasks.rollback import end_rollout, mark, roll_back, supersede, withdraw
+from tasks.rollback import end_rollout, mark, roll_back, stop, supersede, take_over, withdraw
 from tasks.wave import BatchResult, Begun, Ended, run_batch
 
 SHOWN_TARGETS: Final = 10
 DECISION_S: Final = 86_400  # how long a person is waited for
 DECISION_POLL_S: Final = 2
+ENDED: Final = "its flow run was ended in Prefect, or paused there for longer than it may be"
 
 
 class Choice(StrEnum):
-    """What a person may decide."""
+    """Go on with the rollout, put back what ran before, or leave everything as it is."""  # the form shows this
 
     GO_ON = "go on"
     ROLL_BACK = "roll back"
@@ -51,9 +52,7 @@ class Choice(StrEnum):
 class Decision(RunInput):
     """The form of a paused rollout."""
 
-    choice: Choice = Field(
-        Choice.ROLL_BACK, description="Go on with the rollout, put back what ran before, or leave everything as it is."
-    )
+    choice: Choice = Choice.ROLL_BACK
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,9 @@ def roll_out(released: Released, labels: Sequence[str], plan: Plan) -> Rolled:
     """
     begun = begin_rollout(released, labels, plan)
     for number, wave in enumerate(begun.waves, 1):
-        if _asks_before(plan, begun.waves, number):
+        if number < begun.reached:
+            continue
+        if number != begun.reached and _asks_before(plan, begun.waves, number):
             question = f"Wave {wave} of {begun.waves[-1]} is to begin, batch {number} of {len(begun.waves)}."
             _carry_out(begun, ask_person(begun, question, Choice.STOP), ["a person decided"])
         result = run_batch(begun, number, wave, plan)
@@ -116,6 +117,11 @@ def _settle(begun: Begun, result: BatchResult, plan: Plan) -> None:
         withdraw(Settings(), begun.runs[0])
     if result.ended in (Ended.CANCELLED, Ended.SUPERSEDED):
         raise OvertakenError(f"rollout {begun.name} was {result.ended}")
+    if result.ended is Ended.HANDED_OVER:
+        raise Pause(f"rollout {begun.name} goes on in another process")
+    if result.ended is Ended.FAILED:
+        stop(Settings(), begun.name, [ENDED])
+        raise ReleaseError(f"rollout {begun.name} was stopped: {ENDED}")
     if result.ended is Ended.BREACHED:
         choice = Choice(plan.on_breach) if plan.on_breach is not OnBreach.ASK else None
         question = "A gate is breached: " + "; ".join(result.breaches)
@@ -142,8 +148,42 @@ def _asks_before(plan: Plan, waves: Sequence[int], number: int) -> bool:
 
 @task(name="begin rollout", retries=2, retry_delay_seconds=5, timeout_seconds=600)
 def begin_rollout(released: Released, labels: Sequence[str], plan: Plan) -> Begun:
-    """Choose the targets that the release is for, plan its waves, and write the rollout down; it supersedes others."""
-    return begin(Settings(), released, labels, plan, _runs())
+    """Choose the targets that the release is for, plan its waves, and write the rollout down; it supersedes others.
+
+    A flow run that was suspended, or whose process was killed, goes on with the rollout that it had begun.
+    """
+    return resumed(Settings(), released, plan, _runs()) or begin(Settings(), released, labels, plan, _runs())
+
+
+def resumed(settings: Settings, released: Released, plan: Plan, runs: Sequence[str]) -> Begun | None:
+    """Take over the rollout of this release that an earlier process of the flow run had begun; None if there is none.
+
+    A run that is suspended in the Prefect UI, and resumed, is given to a new process. The one before, which has looked
+    after the gates meanwhile, finds out by the record, and leaves.
+
+    Args:
+        settings: the installation.
+        released: the release.
+        plan: how it is to go, as before.
+        runs: ids of the flow run that carries it out and of the one that called it.
+
+    Raises:
+        StoreError: the broker does not answer.
+    """
+    return asyncio.run(_resumed(settings, released, plan, runs))
+
+
+async def _resumed(settings: Settings, released: Released, plan: Plan, runs: Sequence[str]) -> Begun | None:
+    async with broker.platform(settings) as (_, js):
+        for head in await rollouts.heads(js):
+            rollout = head.rollout
+            going = rollout.phase in (Phase.RUNNING, Phase.PAUSED, Phase.ASKING)
+            if going and runs and rollout.runs == tuple(runs) and rollout.release == released.digest:
+                sizes = [len(batch) for batch in (await rollouts.membership(js, rollout.name)).batches]
+                waves, holder = waves_of(sizes, plan), await take_over(js, rollout.name)
+                soaks_s = tuple(plan.waves[wave - 1].soak_s for wave in waves)
+                return Begun(rollout.name, rollout.runs, waves, soaks_s, holder, rollout.batch)
+    return None
 
 
 def begin(settings: Settings, released: Released, labels: Sequence[str], plan: Plan, runs: Sequence[str]) -> Begun:
@@ -251,11 +291,13 @@ async def _begin(
             runs=tuple(runs),
             batches=len(batches),
             targets=len(names),
+            holder=uuid4().hex,
         )
         await rollouts.begin(js, rollout, Membership(tuple(batch.targets for batch in batches), before))
         for head, _ in overlapping:
             await supersede(js, head.rollout, rollout.name)
-    return Begun(rollout.name, rollout.runs, tuple(b.wave for b in batches), tuple(b.soak_s for b in batches))
+    waves, soaks_s = tuple(batch.wave for batch in batches), tuple(batch.soak_s for batch in batches)
+    return Begun(rollout.name, rollout.runs, waves, soaks_s, rollout.holder)
 
 
 def _runs() -> tuple[str, ...]:

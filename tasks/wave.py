@@ -12,7 +12,7 @@ import msgspec
 from nats.js import JetStreamContext
 from prefect import get_run_logger, task
 from prefect.client.orchestration import get_client
-from prefect.client.schemas import StateType
+from prefect.client.schemas import FlowRun, StateType
 from prefect.runtime import flow_run
 
 from fieldloop.domain.rollout import NOTHING, Desired, Standing, State
@@ -28,6 +28,7 @@ from tasks.progress import Logger, Progress
 
 TICK_S: Final = 0.5  # between looks at what has changed
 LOOK_S: Final = 2.0  # between looks at everybody, at the gates, and at what people have said
+HELD: Final = (StateType.PAUSED, StateType.SCHEDULED, StateType.PENDING)  # paused, or soon another process's to go on
 
 
 class Ended(StrEnum):
@@ -37,16 +38,24 @@ class Ended(StrEnum):
     BREACHED = "breached"
     CANCELLED = "cancelled"
     SUPERSEDED = "superseded"
+    FAILED = "failed"  # the flow run, in Prefect's eyes: a pause that nobody ended in time, or a person said so
+    HANDED_OVER = "handed over"  # to another process of the same flow run, which goes on with the rollout
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A rollout that has been written down: its name, and its batches by wave and soak, without their targets."""
+    """A rollout that has been written down: its name, and its batches by wave and soak, without their targets.
+
+    `holder` stands for the process that carries it out, as in its record. `reached` is the batch that an earlier
+    process of the same flow run had come to; 0 where there was none.
+    """
 
     name: str
     runs: tuple[str, ...]
     waves: tuple[int, ...]
     soaks_s: tuple[int, ...]
+    holder: str
+    reached: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ async def _run_batch(settings: Settings, begun: Begun, number: int, plan: Plan, 
         asked = [target for batch in members.batches[:number] for target in batch]
         board = Board(head.rollout.release, manifest, plan.limits.deadline_s)
         async with rollouts.watch(js, asked) as watch:
-            if not head.rollout.active:
+            if not head.rollout.active or head.rollout.holder != begun.holder:
                 return _result(_as_ended(head.rollout), board, (), began)
             labels = await asyncio.to_thread(_labels, settings) if manifest.variants else {}
             orders = await _ask_batch(js, head.rollout, members, asked, members.batches[number - 1], plan, labels)
@@ -182,10 +191,10 @@ class _Follower:
 
     async def _look_around(self, findings: Sequence[Finding]) -> Ended | None:
         """Write down how it stands; say whether somebody has ended it."""
-        state = await _flow_state()
-        if state in (StateType.CANCELLING, StateType.CANCELLED):
-            return Ended.CANCELLED
-        self._paused = state is StateType.PAUSED
+        run = await _flow_run()
+        if run is not None and (ended := _ended_in_prefect(run)) is not None:
+            return ended
+        self._paused = run is not None and run.state_type in HELD
         rollout = msgspec.structs.replace(
             self._head.rollout,
             phase=Phase.PAUSED if self._paused else Phase.RUNNING,
@@ -216,12 +225,21 @@ def _order(rollout: Rollout, issued_us: int, labels: tuple[str, ...], shadow: st
     return msgspec.structs.replace(order, shadow=shadow, shadow_manifest=shadow_manifest)
 
 
-async def _flow_state() -> StateType | None:
-    """Return the state that Prefect has the flow run in: people pause and cancel there. None outside of one."""
+async def _flow_run() -> FlowRun | None:
+    """Return the flow run as Prefect has it: people pause and cancel there. None outside of one."""
     if (run := flow_run.get_id()) is None:
         return None
     async with get_client() as client:
-        return (await client.read_flow_run(UUID(run))).state_type
+        return await client.read_flow_run(UUID(run))
+
+
+def _ended_in_prefect(run: FlowRun) -> Ended | None:
+    """Say whether somebody has ended the flow run in Prefect."""
+    if run.state_type in (StateType.CANCELLING, StateType.CANCELLED):
+        return Ended.CANCELLED
+    if run.state_type in (StateType.FAILED, StateType.CRASHED, StateType.COMPLETED):
+        return Ended.FAILED
+    return None
 
 
 def _result(ended: Ended, board: Board, findings: Sequence[Finding], began: float) -> BatchResult:
@@ -246,4 +264,7 @@ def _line(finding: Finding) -> str:
 
 
 def _as_ended(rollout: Rollout) -> Ended:
+    """Say why somebody else has written the record: to end the rollout, or to go on with it."""
+    if rollout.active:
+        return Ended.HANDED_OVER
     return Ended.CANCELLED if rollout.phase is Phase.CANCELLED else Ended.SUPERSEDED

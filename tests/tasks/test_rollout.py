@@ -14,7 +14,9 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import ArtifactSort
+from prefect.exceptions import Pause
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Failed
 from typer.testing import CliRunner
 
 from benchmarks.toys import PROFILE_NAME, Toy, make
@@ -28,11 +30,12 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.settings import Settings
 from infra.rehearsal.faults import Faults
 from infra.rehearsal.stage import DEVICE, Cast, enrol, playing, stage
+from tasks import rollout as rollout_tasks
 from tasks import wave
 from tasks.deploy import Released
 from tasks.joiners import converge
 from tasks.rollback import withdraw
-from tasks.rollout import Rolled, roll_out, select
+from tasks.rollout import Rolled, begin_rollout, resumed, roll_out, select
 
 CAST = Cast(targets=12, sites=3, processes=1, heartbeat_s=0.3, windows_per_s=200)
 MUTE = ("mute-1", "mute-2")  # targets whose agents never run
@@ -154,6 +157,76 @@ def test_cancelled_nothing_is_left_to_happen(settings: Settings) -> None:
     assert _asked(settings) == before
 
 
+def test_another_process_of_the_same_run_goes_on_where_the_one_before_was(settings: Settings) -> None:
+    """As when it was suspended and resumed, or killed: one rollout; batches that passed are not gone through again."""
+    new = _publish(settings, Toy(16))
+    plan = ANYHOW.model_copy(update={"waves": STUCK.waves})
+
+    @flow(name="test-resumed", validate_parameters=False)
+    def twice() -> Any:
+        begun = begin_rollout(new, MUTED, plan)
+        for number, wave_number in enumerate(begun.waves, 1):
+            wave.run_batch(begun, number, wave_number, plan)
+        return begun.name, roll_out(new, MUTED, plan)
+
+    name, rolled = twice()
+    rollout = _newest(settings)
+    assert (rollout.name, rolled.name, rollout.phase) == (name, name, Phase.COMPLETED)
+    wanted = ["wave 1, batch 1", "wave 2, batch 2", "wave 2, batch 2"]
+    _until(lambda: sorted(task for task in _tasks(settings, rollout) if task.startswith("wave")) == wanted)
+
+
+def test_a_process_leaves_its_rollout_to_another_one_of_its_run(settings: Settings) -> None:
+    """It says nothing of how the run ended, which goes on; and asks nobody any more."""
+    new = _publish(settings, Toy(17))
+    with _Running(new, STUCK, MUTED) as running:
+        rollout = _await(settings, lambda rollout: rollout.release == new.digest and rollout.asked == 1)
+        begun = resumed(settings, new, STUCK, rollout.runs)
+        assert begun is not None
+        assert (begun.name, begun.waves, begun.reached) == (rollout.name, (1, 2), 1)
+        assert isinstance(running.error(), Pause)
+    assert _newest(settings).phase is Phase.RUNNING
+    assert resumed(settings, new, STUCK, ["another run"]) is None
+    assert withdraw(settings, rollout.runs[0]) == (rollout.name,)
+
+
+def test_a_pause_that_nobody_ends_in_time_stops_the_rollout_where_it_is(settings: Settings) -> None:
+    """Prefect fails such a run; no further target is asked."""
+    new = _publish(settings, Toy(18))
+    with _Running(new, STUCK, MUTED) as running:
+        rollout = _await(settings, lambda rollout: rollout.release == new.digest and rollout.asked == 1)
+        with SyncPrefectClient(api=settings.prefect_api) as client:
+            client.set_flow_run_state(UUID(rollout.runs[0]), Failed(message="paused and never resumed"), force=True)
+        assert "was stopped: its flow run was ended in Prefect" in str(running.error())
+    rollout = _newest(settings)
+    assert (rollout.phase, rollout.asked) == (Phase.STOPPED, 1)
+
+
+def test_nobodys_answer_is_the_one_that_the_question_names(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person is waited for, but not for ever."""
+    monkeypatch.setattr(rollout_tasks, "DECISION_S", 1)
+    monkeypatch.setattr(rollout_tasks, "DECISION_POLL_S", 0.2)
+    new = _publish(settings, Toy(19))
+
+    @flow(name="test-unanswered", validate_parameters=False)
+    def unanswered() -> Any:
+        begun = begin_rollout(new, MUTED, STUCK)
+        choice = rollout_tasks.ask_person(begun, "Go on?", rollout_tasks.Choice.STOP)
+        withdraw(settings, begun.runs[0])
+        return choice
+
+    assert unanswered() is rollout_tasks.Choice.STOP
+
+
+@pytest.mark.parametrize(
+    ("approval", "asked"), [("never", []), ("after the first wave", [3]), ("before every wave", [1, 3, 4])]
+)
+def test_a_person_is_asked_before_waves_and_not_before_each_batch(approval: str, asked: list[int]) -> None:
+    """The first wave has two batches here, since a site could not spare all of its targets at once."""
+    plan, waves = Plan.model_validate({"approval": approval}), (1, 1, 2, 3)
+    assert [number for number in (1, 2, 3, 4) if rollout_tasks._asks_before(plan, waves, number)] == asked
+
+
 def test_a_target_whose_reports_cannot_be_used_is_shown_as_that(settings: Settings) -> None:
     """It stops no rollout by itself; the live artifact and the list of targets say why it is not proved."""
     new, bad = _publish(settings, Toy(12)), b'{"target":"mute-1","at_us":0,"runtime":"1","served":{"windows":-1}}'
@@ -262,7 +335,7 @@ class _Running:
     """A rollout in a thread of its own; cancelled where the test leaves it running."""
 
     def __init__(self, released: Released, plan: Plan, labels: Sequence[str] = PLAYING) -> None:
-        self._outcome: Rolled | Exception | None = None
+        self._outcome: Rolled | BaseException | None = None
         context = contextvars.copy_context()  # Prefect keeps in it which server it speaks to
         self._thread = threading.Thread(target=context.run, args=(self._run, released, plan, labels), daemon=True)
 
@@ -277,7 +350,7 @@ class _Running:
     def _run(self, released: Released, plan: Plan, labels: Sequence[str]) -> None:
         try:
             self._outcome = _roll(released, plan, labels)
-        except Exception as exc:
+        except (Exception, Pause) as exc:
             self._outcome = exc
 
     def result(self) -> Rolled:
@@ -286,10 +359,10 @@ class _Running:
         assert isinstance(self._outcome, Rolled), self._outcome
         return self._outcome
 
-    def error(self) -> Exception:
-        """Wait for a rollout that fails."""
+    def error(self) -> BaseException:
+        """Wait for a rollout that fails, or is left to another process."""
         self._thread.join(PATIENCE_S)
-        assert isinstance(self._outcome, Exception), self._outcome
+        assert isinstance(self._outcome, BaseException), self._outcome
         return self._outcome
 
 

@@ -51,6 +51,7 @@ class Rollout(msgspec.Struct, frozen=True):
         proved_us: when the last of the proved ones was; 0 before the first.
         findings: what the gates said last, and why it ended as it did.
         ended_us: when it ended; 0 while it is active.
+        holder: stands for the process that carries it out: one that finds another's here leaves it to that one.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Rollout(msgspec.Struct, frozen=True):
     proved_us: int = 0
     findings: tuple[str, ...] = ()
     ended_us: int = 0
+    holder: str = ""
 
     @property
     def active(self) -> bool:

@@ -1,9 +1,11 @@
 """Which targets are asked when: waves by size, in an order that nobody chooses, sparing each site some healthy ones."""
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from fieldloop.domain.rollout.plan import Plan
 
@@ -54,6 +56,14 @@ def plan_waves(members: Iterable[Member], plan: Plan, seed: str) -> tuple[Batch,
         batches += [Batch(number, wave.soak_s, targets) for targets in _spared(ordered[asked:until], room)]
         asked = until
     return tuple(batches)
+
+
+def waves_of(sizes: Iterable[int], plan: Plan) -> tuple[int, ...]:
+    """Return the number of each batch's wave, from 1, by the batches' sizes alone: as `plan_waves` numbered them."""
+    asked = list(accumulate(sizes))
+    total = asked[-1] if asked else 0
+    until = list(accumulate((wave.of(total) for wave in plan.waves), max))
+    return tuple(bisect_left(until, count) + 1 for count in asked)
 
 
 def _spared(members: Sequence[Member], room: dict[str, int]) -> Iterable[tuple[str, ...]]:

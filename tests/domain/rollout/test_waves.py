@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fieldloop.domain.rollout.plan import Plan
-from fieldloop.domain.rollout.waves import Member, plan_waves, site_of
+from fieldloop.domain.rollout.waves import Member, plan_waves, site_of, waves_of
 
 members = st.lists(
     st.builds(Member, st.from_regex(r"[a-z]{1,6}", fullmatch=True), st.sampled_from(["", "n", "s"]), st.booleans()),
@@ -53,6 +53,13 @@ def test_the_order_given_does_not_matter(fleet: list[Member], plan: Plan, random
     batches = plan_waves(fleet, plan, "seed")
     random.shuffle(fleet)  # type: ignore[attr-defined]
     assert plan_waves(fleet, plan, "seed") == batches
+
+
+@given(members, plans)
+def test_a_batchs_wave_follows_from_the_sizes(fleet: list[Member], plan: Plan) -> None:
+    """So that a process that goes on with a rollout need not know who was healthy when it was planned."""
+    batches = plan_waves(fleet, plan, "seed")
+    assert waves_of([len(batch.targets) for batch in batches], plan) == tuple(batch.wave for batch in batches)
 
 
 def test_another_release_begins_with_other_targets() -> None:
