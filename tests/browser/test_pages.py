@@ -1,13 +1,10 @@
 """What a person does: fill the form of *train* in Prefect, see it complete, look at run and version in MLflow."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 from fieldloop.cli import runs
 from fieldloop.stores import registry
@@ -16,36 +13,10 @@ from tests.conftest import Looped
 RECIPE = "turbine-power"
 SEED = "11"
 RUN_NAME = "trained-by-a-person"
-PAGE_MS = 30_000
 SUBMITS = 5
 RUN_MS = 180_000
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium; Debian and Ubuntu: sudo apt-get install chromium"),
-    pytest.mark.timeout(600),
-]
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    """Open a browser window."""
-    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium refuses its sandbox to root
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *sandbox])
-        window = browser.new_page(viewport={"width": 1400, "height": 1200})
-        window.set_default_timeout(PAGE_MS)
-        expect.set_options(timeout=PAGE_MS)
-        yield window
-        browser.close()
+pytestmark = pytest.mark.timeout(600)
 
 
 def shot(page: Page, output: Path, name: str) -> None:

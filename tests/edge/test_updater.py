@@ -93,12 +93,24 @@ def test_a_snapshot_of_another_time_is_refused(target: Target) -> None:
 
 @pytest.mark.parametrize("name", ["manifest.json", "graph.onnx", "canary.json"])
 def test_a_changed_file_is_refused(target: Target, name: str) -> None:
-    """One byte is enough."""
-    wanted = target.publish(make_release(model="byte"))
+    """One byte is enough. Of what had come nothing is kept: once the mirror is mended, the release comes whole."""
+    release = make_release(model="byte")
+    wanted = target.publish(release)
     key = next(key for key in target.mirror if "/byte/" in key and name in key)
-    target.mirror[key] = target.mirror[key][:-1] + b"\x01"
+    sound, target.mirror[key] = target.mirror[key], target.mirror[key][:-1] + b"\x01"
     with pytest.raises(ReleaseError, match="not trusted"):
         target.fetch(wanted)
+    target.mirror[key] = sound
+    assert target.fetch(wanted) == release
+
+
+def test_a_manifest_that_is_too_long_is_not_even_fetched(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its length is signed, and it would be read into memory."""
+    wanted = target.publish(make_release(model="long"))
+    monkeypatch.setattr(updater, "MANIFEST_BYTES", 10)
+    with pytest.raises(ReleaseError, match="expected at most 10 bytes, got"):
+        target.fetch(wanted)
+    assert not [key for key in target.asked if "/long/" in key]
 
 
 def test_endless_data_is_refused(target: Target) -> None:

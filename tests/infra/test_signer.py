@@ -108,6 +108,15 @@ def test_a_joiner_killed_before_its_certificate_came_goes_on(
     assert (tmp_path / "identity.pem").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("wished_s", [None, 86_400])
+def test_a_token_is_good_for_an_hour_at_most(nats: Settings, wished_s: int | None) -> None:
+    """Whatever is asked for."""
+    wish = {} if wished_s is None else {"life_s": wished_s}
+    token = decode_token(admit_targets(nats, {f"hour-{wished_s}": {}}, **wish)[f"hour-{wished_s}"])
+    left_s = x509.load_der_x509_certificate(token.certificate).not_valid_after_utc.timestamp() - time.time()
+    assert 3500 < left_s <= 3600
+
+
 def test_a_token_that_has_ended_is_refused(nats: Settings, tmp_path: Path) -> None:
     """By the broker, and told when it ended."""
     text = admit_targets(nats, {"ended": {}}, life_s=1)["ended"]
