@@ -26,7 +26,7 @@ from fieldloop.domain.rollout import Sighting
 from fieldloop.domain.rollout.board import SILENCE_US
 from fieldloop.domain.rollout.plan import Approval, OnBreach, Plan
 from fieldloop.domain.rollout.record import Membership, Phase, Rollout, before_rollout
-from fieldloop.domain.rollout.waves import Member, plan_waves, site_of, waves_of
+from fieldloop.domain.rollout.waves import Member, plan_waves, site_of, sites_of, waves_of
 from fieldloop.stores import broker, fleet, releases, rollouts
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.rollouts import now_us
@@ -262,7 +262,8 @@ async def _begin(
     async with broker.platform(settings) as (_, js):
         issued_us = now_us()
         asked, seen = await rollouts.held(js, names), await rollouts.sightings(js, names)
-        batches = plan_waves(_members(chosen, seen, plan, issued_us), plan, released.digest)
+        healthy = tuple(_members(chosen, seen, plan, issued_us))
+        batches, sites = plan_waves(healthy, plan, released.digest), sites_of(healthy, plan)
         overlapping = [
             (head, members)
             for head in await rollouts.heads(js)
@@ -293,7 +294,7 @@ async def _begin(
             targets=len(names),
             holder=uuid4().hex,
         )
-        await rollouts.begin(js, rollout, Membership(tuple(batch.targets for batch in batches), before))
+        await rollouts.begin(js, rollout, Membership(tuple(batch.targets for batch in batches), before, sites))
         for head, _ in overlapping:
             await supersede(js, head.rollout, rollout.name)
     waves, soaks_s = tuple(batch.wave for batch in batches), tuple(batch.soak_s for batch in batches)

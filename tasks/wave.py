@@ -16,10 +16,11 @@ from prefect.client.schemas import FlowRun, StateType
 from prefect.runtime import flow_run
 
 from fieldloop.domain.rollout import NOTHING, Desired, Standing, State
-from fieldloop.domain.rollout.board import Board
-from fieldloop.domain.rollout.gates import Finding, answered, breached, judge_gates
+from fieldloop.domain.rollout.board import SILENCE_US, Board
+from fieldloop.domain.rollout.gates import Finding, Outcome, answered, breached, judge_gates
 from fieldloop.domain.rollout.plan import LONGEST_S, Plan
 from fieldloop.domain.rollout.record import Membership, Phase, Rollout
+from fieldloop.domain.rollout.waves import crowded
 from fieldloop.stores import broker, fleet, releases, rollouts
 from fieldloop.stores.lake import Lake
 from fieldloop.stores.rollouts import Head, now_us
@@ -104,7 +105,7 @@ async def _run_batch(settings: Settings, begun: Begun, number: int, plan: Plan, 
             orders = await _ask_batch(js, head.rollout, members, asked, members.batches[number - 1], plan, labels)
             board.ask(orders, now_us())
             progress = Progress(log, members, begun.waves)
-            follower = _Follower(js, head, board, plan, number, number == len(members.batches), progress)
+            follower = _Follower(js, head, board, plan, number, members, progress)
             ended, findings = await follower.follow(watch, begun.soaks_s[number - 1])
     return _result(ended, board, findings, began)
 
@@ -139,14 +140,22 @@ class _Follower:
     """Follows one batch until its gate is judged, and keeps record and artifact up with it."""
 
     def __init__(
-        self, js: JetStreamContext, head: Head, board: Board, plan: Plan, number: int, last: bool, progress: Progress
+        self,
+        js: JetStreamContext,
+        head: Head,
+        board: Board,
+        plan: Plan,
+        number: int,
+        members: Membership,
+        progress: Progress,
     ) -> None:
         self._js = js
         self._head = head
         self._board = board
         self._limits = plan.limits
         self._number = number
-        self._last = last
+        self._members = members
+        self._last = number == len(members.batches)
         self._progress = progress
         self._paused = False
         self._proved = 0
@@ -156,7 +165,8 @@ class _Follower:
         """Return how the batch came out, and what the gates say.
 
         Targets are waited for until no more are open than may be silent, in the last batch until none is; then the
-        batch soaks. A breach ends it at once.
+        batch soaks. A breach ends it at once. The next batch's sites must have room for it: it is waited for that as
+        long as targets may still answer.
         """
         soaking_since: float | None = None
         looked = 0.0
@@ -178,7 +188,22 @@ class _Follower:
             if breached(findings):
                 return Ended.BREACHED, findings
             if soaked and not self._paused and self._all_here():
-                return Ended.PASSED, findings
+                if not (full := await self._full_sites()):
+                    return Ended.PASSED, findings
+                if not self._board.states[State.PENDING]:
+                    return Ended.BREACHED, (*findings, Finding("sites", Outcome.BREACHED, "; ".join(full)))
+
+    async def _full_sites(self) -> tuple[str, ...]:
+        """Say of which sites the next batch cannot be asked now."""
+        if self._last or not self._members.sites:
+            return ()
+        batch, sites = self._members.batches[self._number], self._members.sites
+        asked = {standing.target: standing.state is State.PROVED for standing in self._board.standings}
+        waiting = [target for site in sites for target in site.targets if target not in asked]
+        seen, now = await rollouts.sightings(self._js, waiting), now_us()
+        heard = {target: now - sighting.seen_us <= SILENCE_US for target, sighting in seen.items()}
+        out = {target for site in sites for target in site.targets if not (asked | heard).get(target, False)}
+        return crowded(sites, batch, out)
 
     def _count_proved(self) -> None:
         if (proved := self._board.states[State.PROVED]) > self._proved:

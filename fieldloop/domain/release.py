@@ -21,7 +21,9 @@ from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.profile import Profile
 from fieldloop.domain.windows import WindowSpec
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2  # the newest of manifests; one bears the oldest that can say what it says, see `encode_manifest`
+FIRST_SCHEMA: Final = 1
+HOLD_SCHEMA: Final = 2  # of those whose alerts are held
 MANIFEST: Final = "manifest.json"
 GRAPH: Final = "graph.onnx"
 CANARY: Final = "canary.json"
@@ -124,7 +126,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runtime: dict[str, str]
     lineage: dict[str, str]
     created_at: str
-    schema: int = SCHEMA
+    schema: int = FIRST_SCHEMA
     budget: Budget = Budget()
     alerts: Limits | None = None
     variants: tuple[Variant, ...] = ()
@@ -242,12 +244,16 @@ class Release:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the manifest as canonical JSON: sorted keys, no blanks.
+    """Return the manifest as canonical JSON: sorted keys, no blanks; its schema is the oldest that has all it says.
+
+    So an agent from before a field says that it must be updated, and takes everything that it can understand.
 
     Raises:
         ReleaseError: it is longer than agents take.
     """
-    return _of_bearable_length(msgspec.json.encode(manifest, order="sorted"))
+    held = manifest.alerts is not None and manifest.alerts.hold_us > 0
+    said = msgspec.structs.replace(manifest, schema=HOLD_SCHEMA if held else FIRST_SCHEMA)
+    return _of_bearable_length(msgspec.json.encode(said, order="sorted"))
 
 
 class _Versioned(msgspec.Struct, frozen=True):
@@ -270,8 +276,10 @@ def decode_manifest(data: bytes) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, RecursionError) as exc:
         raise ReleaseError(f"{MANIFEST}: not a release manifest: {exc}: deploy another release") from exc
-    if schema != SCHEMA:
-        raise ReleaseError(f"{MANIFEST}: expected schema {SCHEMA}, got {schema}: deploy another release")
+    if schema < FIRST_SCHEMA:
+        raise ReleaseError(
+            f"{MANIFEST}: expected schema {FIRST_SCHEMA} to {SCHEMA}, got {schema}: deploy another release"
+        )
     release_folder(manifest.model, manifest.version)
     for variant in manifest.variants:
         release_folder(variant.name, variant.version)

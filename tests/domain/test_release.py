@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fieldloop.domain import release
+from fieldloop.domain.alerts import Limits
 from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.release import (
     MANIFEST_BYTES,
@@ -94,8 +96,26 @@ def test_manifest_is_canonical() -> None:
 def test_manifest_of_a_later_schema_is_refused() -> None:
     """An agent does not guess what a later platform means, and says so whatever fields that one has added."""
     later = msgspec.json.decode(encode_manifest(_manifest())) | {"schema": 9, "quantum": True}
-    with pytest.raises(ReleaseError, match="schema 1, got 9: update fieldloop on this gateway"):
+    with pytest.raises(ReleaseError, match="schema 2, got 9: update fieldloop on this gateway"):
         decode_manifest(msgspec.json.encode(later))
+
+
+def test_an_agent_from_before_alerts_were_held_says_that_it_must_be_updated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And takes every release without a hold, which says nothing that it does not know."""
+    plain = msgspec.structs.replace(_manifest(), alerts=Limits(above=1.0))
+    held = msgspec.structs.replace(plain, alerts=Limits(above=1.0, hold_us=5))
+    assert decode_manifest(encode_manifest(held)).alerts == held.alerts
+    monkeypatch.setattr(release, "SCHEMA", 1)
+    assert decode_manifest(encode_manifest(plain)) == plain
+    with pytest.raises(ReleaseError, match="expected schema 1, got 2: update fieldloop on this gateway"):
+        decode_manifest(encode_manifest(held))
+
+
+def test_a_manifest_of_no_schema_that_ever_was_is_refused() -> None:
+    """Whatever else it holds."""
+    none = msgspec.json.decode(encode_manifest(_manifest())) | {"schema": 0}
+    with pytest.raises(ReleaseError, match="expected schema 1 to 2, got 0"):
+        decode_manifest(msgspec.json.encode(none))
 
 
 @pytest.mark.parametrize(

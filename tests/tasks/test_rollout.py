@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
@@ -45,6 +46,7 @@ PLAN = Plan.model_validate(
     {"waves": [{"size": "1", "soak_s": 1}, "50%", "all"], "limits": {"deadline_s": 30, "quality": QUALITY}}
 )
 AT_ONCE = Plan.model_validate({"limits": {"quality": {"least_windows": 10**9}}})  # on all, whatever they predict
+SPARING = Plan.model_validate({"healthy_per_site": 4, "limits": {"failed": 1}})
 STUCK = Plan.model_validate({"waves": [1, "all"], "limits": {"deadline_s": 300}})
 ANYHOW = Plan.model_validate({"limits": {"deadline_s": 1, "failed": 1, "silent": 1}})
 QUICK = {"TICK_S": 0.05, "LOOK_S": 0.2}  # between looks of a rollout, seconds
@@ -274,8 +276,26 @@ def test_who_joins_later_gets_what_came_before_a_release_that_was_revoked(settin
     fleet.remove_targets(settings, lake, ["later"])
 
 
+def test_each_site_changes_by_parts(settings: Settings) -> None:
+    """Of its four targets two stay while two change, within one wave."""
+    new = _publish(settings, Toy(20))
+    _roll(new, AT_ONCE.model_copy(update={"healthy_per_site": 2}))
+    rollout = _newest(settings)
+    members = _with(settings, lambda js: rollouts.membership(js, rollout.name))
+    sites = {name: labels[1] for name, labels in CAST.labels().items()}
+    assert [Counter(sites[name] for name in batch) for batch in members.batches] == [
+        {"site=0": 2, "site=1": 2, "site=2": 2}
+    ] * 2
+    assert (rollout.phase, {site.room for site in members.sites}) == (Phase.COMPLETED, {2})
+    with pytest.raises(ReleaseError, match="by label `sit`: expected targets that bear it"):
+        _roll(new, AT_ONCE.model_copy(update={"healthy_per_site": 2, "site_label": "sit"}))
+
+
 def test_a_faulty_runtime_is_refused_and_what_ran_nothing_runs_nothing_again(theatre: Settings) -> None:
-    """On a stage of its own: half of the gateways give other numbers on the canary, and lines lose requests."""
+    """On a stage of its own: half of the gateways give other numbers on the canary, and lines lose requests.
+
+    Though so many may fail, a site keeps half of its targets at work.
+    """
     cast = Cast(8, processes=1, heartbeat_s=0.3, faults=Faults(faulty=0.5, loss=0.1, latency_s=0.002), seed=3)
     wanted = r"failures breached: .* targets failed .*runtime gives other numbers"
     with stage({"prefect_url": theatre.prefect_ui}) as own, pytest.MonkeyPatch.context() as patch:
@@ -286,9 +306,12 @@ def test_a_faulty_runtime_is_refused_and_what_ran_nothing_runs_nothing_again(the
         with (
             temporary_settings({PREFECT_API_URL: own.prefect_api}),
             playing(own, cast) as play,
-            pytest.raises(ReleaseError, match=wanted),
         ):
-            _roll(new, AT_ONCE, [])
+            with pytest.raises(ReleaseError, match=wanted):
+                _roll(new, AT_ONCE, [])
+            with pytest.raises(ReleaseError, match="sites breached: site 0 has room for 4 of 8 targets out at once"):
+                _roll(new, SPARING, [])
+            assert _newest(own).asked == 4
     assert "faulty" in play.fates().values()
     assert sum(part.lost for part in play.outcomes) > 0
     assert set(play.running().values()) == {None}

@@ -112,7 +112,7 @@ class Plan(_Part):
         "site", description="Targets with the same value of this label form a site."
     )
     healthy_per_site: int = Field(
-        0, ge=0, description="So many healthy targets of a site are left alone while others of it change."
+        0, ge=0, description="So many healthy targets of a site are at work while others of it change, or have failed."
     )
     limits: Limits = Field(Limits(), description="What a wave must show.")
     on_breach: OnBreach = Field(

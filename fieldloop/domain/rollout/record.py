@@ -89,11 +89,29 @@ class Before(msgspec.Struct, frozen=True):
     targets: tuple[str, ...]
 
 
+class Site(msgspec.Struct, frozen=True):
+    """A site that keeps some of its targets at work while others change.
+
+    Attributes:
+        name: value of the plan's label; empty for the targets that do not bear it.
+        room: how many of its targets may be out at once.
+        targets: those that were healthy when the rollout was planned.
+    """
+
+    name: str
+    room: int
+    targets: tuple[str, ...]
+
+
 class Membership(msgspec.Struct, frozen=True):
-    """Which targets a rollout asks, batch by batch, and what they ran before: what a rollback goes by."""
+    """Which targets a rollout asks, batch by batch, and what they ran before: what a rollback goes by.
+
+    `sites` is empty where the plan spares none.
+    """
 
     batches: tuple[tuple[str, ...], ...]
     before: tuple[Before, ...]
+    sites: tuple[Site, ...] = ()
 
     @property
     def targets(self) -> tuple[str, ...]:

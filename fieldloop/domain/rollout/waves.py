@@ -3,11 +3,13 @@
 import hashlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.rollout.plan import Plan
+from fieldloop.domain.rollout.record import Site
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,7 @@ def plan_waves(members: Iterable[Member], plan: Plan, seed: str) -> tuple[Batch,
     site than leave it `healthy_per_site`, but always one.
     """
     ordered = sorted(members, key=lambda m: (not m.healthy, hashlib.sha256(f"{seed}/{m.target}".encode()).digest()))
-    healthy = Counter(member.site for member in ordered if member.healthy)
-    room = {site: max(1, count - plan.healthy_per_site) for site, count in healthy.items()}
+    room = {name: _room(own, plan) for name, own in _healthy(ordered).items()}
     batches: list[Batch] = []
     asked = 0
     for number, wave in enumerate(plan.waves, 1):
@@ -56,6 +57,58 @@ def plan_waves(members: Iterable[Member], plan: Plan, seed: str) -> tuple[Batch,
         batches += [Batch(number, wave.soak_s, targets) for targets in _spared(ordered[asked:until], room)]
         asked = until
     return tuple(batches)
+
+
+def sites_of(members: Iterable[Member], plan: Plan) -> tuple[Site, ...]:
+    """Return the sites of which a plan spares some targets, with their healthy ones; none where it spares none.
+
+    Raises:
+        ReleaseError: no target bears the plan's label: nobody could say what a site is.
+    """
+    if not plan.healthy_per_site:
+        return ()
+    healthy = _healthy(members)
+    if healthy and not any(healthy):
+        raise ReleaseError(
+            f"the plan keeps {plan.healthy_per_site} healthy targets of each site, by label `{plan.site_label}`: "
+            "expected targets that bear it, got none; give them one by `fieldloop target add NAME --label`, or name "
+            "another in `site_label`"
+        )
+    return tuple(Site(name, _room(own, plan), tuple(own)) for name, own in sorted(healthy.items()))
+
+
+def crowded(sites: Iterable[Site], batch: Collection[str], out: Collection[str]) -> tuple[str, ...]:
+    """Say of which sites a batch cannot be asked now, in a person's words.
+
+    Args:
+        sites: those that are spared.
+        batch: who is to be asked next.
+        out: targets that do not work now: they were asked and are not proved, or are not heard from.
+    """
+    said = []
+    for site in sites:
+        own = set(site.targets)
+        missing, coming = len(own & set(out)), len(own & set(batch) - set(out))
+        if coming and missing + coming > site.room:
+            said.append(
+                f"site {site.name or 'without a name'} has room for {site.room} of {len(own)} targets out at once: "
+                f"{missing} do not work, {coming} more were to change"
+            )
+    return tuple(said)
+
+
+def _healthy(members: Iterable[Member]) -> dict[str, list[str]]:
+    """Return each site's healthy targets."""
+    found: dict[str, list[str]] = {}
+    for member in members:
+        if member.healthy:
+            found.setdefault(member.site, []).append(member.target)
+    return found
+
+
+def _room(healthy: Sequence[str], plan: Plan) -> int:
+    """Return how many of a site's healthy targets may be out at once: always one, else nothing would ever change."""
+    return max(1, len(healthy) - plan.healthy_per_site)
 
 
 def waves_of(sizes: Iterable[int], plan: Plan) -> tuple[int, ...]:

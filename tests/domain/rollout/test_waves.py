@@ -1,14 +1,16 @@
 """Waves: every target once, sizes as planned, sites spared, the order nobody's choice."""
 
 from collections import Counter
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fieldloop.domain.errors import ReleaseError
 from fieldloop.domain.rollout.plan import Plan
-from fieldloop.domain.rollout.waves import Member, plan_waves, site_of, waves_of
+from fieldloop.domain.rollout.waves import Member, crowded, plan_waves, site_of, sites_of, waves_of
 
 members = st.lists(
     st.builds(Member, st.from_regex(r"[a-z]{1,6}", fullmatch=True), st.sampled_from(["", "n", "s"]), st.booleans()),
@@ -45,6 +47,42 @@ def test_a_site_keeps_its_healthy_targets(fleet: list[Member], plan: Plan) -> No
     for batch in plan_waves(fleet, plan, "seed"):
         for site, taken in Counter(healthy[target] for target in batch.targets if target in healthy).items():
             assert taken <= max(1, there[site] - plan.healthy_per_site)
+
+
+@given(members, plans, st.randoms())
+def test_a_site_has_no_more_out_at_once_than_it_has_room_for(fleet: list[Member], plan: Plan, random: Random) -> None:
+    """Some of those that were asked do not come back: a batch is asked only while that leaves the site enough."""
+    if plan.healthy_per_site and not any(member.site for member in fleet if member.healthy):
+        fleet = [Member(member.target, "n", member.healthy) for member in fleet]
+    sites, out = sites_of(fleet, plan), set[str]()
+    assert bool(sites) == bool(plan.healthy_per_site and any(member.healthy for member in fleet))
+    for batch in plan_waves(fleet, plan, "seed"):
+        if crowded(sites, batch.targets, out):
+            assert out
+            break
+        for site in (site for site in sites if set(batch.targets) & set(site.targets)):
+            away = {*batch.targets, *out} & set(site.targets)
+            assert len(away) <= max(1, len(site.targets) - plan.healthy_per_site)
+        out |= {target for target in batch.targets if random.random() < 0.2}
+
+
+def test_a_site_without_room_is_named_with_its_figures() -> None:
+    """Four targets, two kept: with one gone for good, two more cannot be asked, and one can."""
+    fleet = [Member(name, "north") for name in "abcd"] + [Member("e", "south")]
+    sites = sites_of(fleet, Plan(healthy_per_site=2))
+    assert [(site.name, site.room) for site in sites] == [("north", 2), ("south", 1)]
+    said = "site north has room for 2 of 4 targets out at once: 1 do not work, 2 more were to change"
+    assert crowded(sites, "cd", "a") == (said,)
+    assert crowded(sites, "c", "a") == ()
+    assert crowded(sites, "de", "ab") != ()
+    assert crowded(sites, "e", "ab") == ()  # what its neighbours do is another site's affair
+
+
+def test_a_label_that_no_target_bears_makes_no_sites() -> None:
+    """One that was mistyped would spare nobody."""
+    with pytest.raises(ReleaseError, match="by label `sit`: expected targets that bear it, got none"):
+        sites_of([Member("a"), Member("b")], Plan(healthy_per_site=1, site_label="sit"))
+    assert sites_of([Member("a"), Member("b")], Plan()) == ()
 
 
 @given(members, plans, st.randoms())
