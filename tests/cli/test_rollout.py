@@ -1,15 +1,21 @@
 """Rollouts and targets on the command line, and a rehearsal, beside the demonstration's platform."""
 
+import asyncio
 import json
 from collections import Counter
 from random import Random
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from fieldloop.cli.main import app
 from fieldloop.cli.rehearse import run
 from fieldloop.domain.errors import FieldloopError, StoreError
+from fieldloop.stores import broker, fleet, rollouts
+from fieldloop.stores.lake import Lake
+from fieldloop.stores.settings import Settings
+from flows.monitor import monitor
 from infra.rehearsal.faults import Fate, Faults
 from infra.rehearsal.stage import Cast
 from tests.conftest import Looped
@@ -43,6 +49,20 @@ def test_targets_are_listed_and_shown(settled: Looped) -> None:
     assert known["asked"]["release"] == known["reported"]["running"]["release"]
 
 
+def test_who_joins_after_a_rollout_is_asked_for_its_release(settled: Looped) -> None:
+    """At once where it is added by hand, else when *monitor* runs the next time."""
+    settings, labels = settled.settings, ("site=la-haute-borne",)
+    _said("target", "add", "late-by-hand", "--device", "R80711", "--label", *labels)
+    fleet.add_targets(settings, Lake(settings), [fleet.Target("late-unnoticed", ("R80721",), labels)])
+    asked = asyncio.run(_asked(settings))
+    assert asked.keys() == {"late-by-hand"}
+    with temporary_settings({PREFECT_API_URL: settings.prefect_api}):
+        monitor("turbine-power")
+    known = json.loads(_said("target", "show", "gw-R80711"))
+    assert asyncio.run(_asked(settings)) == dict.fromkeys(("late-by-hand", "late-unnoticed"), known["asked"]["release"])
+    _said("target", "remove", "late-by-hand", "late-unnoticed")
+
+
 def test_a_rehearsal_predicts_and_leaves_the_fleet_alone(settled: Looped) -> None:
     """The real flow, on a stage of its own: how many fail, and why, is as it was drawn.
 
@@ -74,6 +94,13 @@ def test_a_rehearsal_of_what_is_not_there_begins_nothing(settled: Looped, monkey
         with pytest.raises(FieldloopError, match=says):
             CliRunner().invoke(app, ["rehearse", *arguments], catch_exceptions=False)
     assert "Invalid value for '--silent'" in CliRunner().invoke(app, ["rehearse", "--silent", "3"]).output
+
+
+async def _asked(settings: Settings) -> dict[str, str]:
+    """Return the releases that late joiners are asked for."""
+    async with broker.platform(settings) as (_, js):
+        held = await rollouts.held(js, ["late-by-hand", "late-unnoticed"])
+    return {name: each.desired.release for name, each in held.items() if each.desired}
 
 
 def _said(*arguments: str) -> str:

@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Fl
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.exceptions import Pause
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Failed
+from prefect.states import Failed, Suspended
 from typer.testing import CliRunner
 
 from benchmarks.toys import PROFILE_NAME, Toy, make
@@ -202,6 +202,23 @@ def test_a_pause_that_nobody_ends_in_time_stops_the_rollout_where_it_is(settings
         assert "was stopped: its flow run was ended in Prefect" in str(running.error())
     rollout = _newest(settings)
     assert (rollout.phase, rollout.asked) == (Phase.STOPPED, 1)
+
+
+def test_while_it_is_suspended_its_gates_are_looked_after(settings: Settings) -> None:
+    """As the button of Prefect's page does it, which ends no process: a breach stops the rollout all the same."""
+    new = _publish(settings, Toy(21))
+    plan = STUCK.model_copy(update={"limits": STUCK.limits.model_copy(update={"deadline_s": 3}), "on_breach": "stop"})
+    with _Running(new, plan, MUTED) as running:
+        rollout = _await(settings, lambda rollout: rollout.release == new.digest and rollout.asked == 1)
+        with SyncPrefectClient(api=settings.prefect_api) as client:
+            client.set_flow_run_state(UUID(rollout.runs[0]), Suspended(timeout_seconds=300), force=True)
+        _await(settings, lambda rollout: rollout.phase is Phase.PAUSED)
+        running.error()  # of Prefect: it reschedules no run without a deployment, as this one is
+    rollout = _newest(settings)
+    assert (rollout.phase, rollout.findings[0]) == (
+        Phase.STOPPED,
+        "silence breached: 1 of 1 targets are silent (limit 10%)",
+    )
 
 
 def test_nobodys_answer_is_the_one_that_the_question_names(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
