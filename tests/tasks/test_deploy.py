@@ -11,7 +11,7 @@ import onnx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling, Paused, State
+from prefect.states import Cancelling, State
 
 from fieldloop.domain.errors import ReleaseError, StoreError
 from fieldloop.domain.release import decode_canary
@@ -120,23 +120,6 @@ def test_the_flow_takes_each_group_its_own_graph(
     assert len({report.running.proof.output_hash for report in reports if report and report.running}) == 2
     with pytest.raises(ReleaseError, match="numbers of its own"):
         release(platform_environment, "toy-groups", "1")
-
-
-def test_a_workers_run_is_paused_resumed_and_cancelled_from_prefect(
-    platform: Settings, version: registry.ModelVersion, still: str
-) -> None:
-    """As its buttons do: it notices by itself, and takes back what nobody had answered."""
-    with SyncPrefectClient(api=platform.prefect_api) as client:
-        run = _start(client, still, {"limits": {"deadline_s": 3600}})
-        _await_rollout(platform, run, lambda rollout: rollout.asked == 1 and rollout.phase is Phase.RUNNING)
-        client.set_flow_run_state(run, Paused(timeout_seconds=600))
-        _await_rollout(platform, run, lambda rollout: rollout.phase is Phase.PAUSED)
-        client.resume_flow_run(run)
-        _await_rollout(platform, run, lambda rollout: rollout.phase is Phase.RUNNING)
-        client.set_flow_run_state(run, Cancelling())
-        _await_rollout(platform, run, lambda rollout: rollout.phase is Phase.CANCELLED)
-        _await_cancelled(client, run)
-    assert _asked(platform, still) == NOTHING
 
 
 def test_a_workers_run_that_waits_for_a_person_is_cancelled_by_its_hook(
