@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Final
 from uuid import uuid4
 
+from nats.js import JetStreamContext
 from prefect import pause_flow_run, task
 from prefect.exceptions import FlowPauseTimeout, Pause
 from prefect.input import RunInput
@@ -29,7 +30,7 @@ from fieldloop.domain.rollout.record import Membership, Phase, Rollout, before_r
 from fieldloop.domain.rollout.waves import Member, plan_waves, site_of, sites_of, waves_of
 from fieldloop.stores import broker, fleet, releases, rollouts
 from fieldloop.stores.lake import Lake
-from fieldloop.stores.rollouts import now_us
+from fieldloop.stores.rollouts import Head, now_us
 from fieldloop.stores.settings import Settings
 from tasks.deploy import DeployResult, Released
 from tasks.rollback import end_rollout, mark, roll_back, stop, supersede, take_over, withdraw
@@ -179,11 +180,20 @@ async def _resumed(settings: Settings, released: Released, plan: Plan, runs: Seq
             rollout = head.rollout
             going = rollout.phase in (Phase.RUNNING, Phase.PAUSED, Phase.ASKING)
             if going and runs and rollout.runs == tuple(runs) and rollout.release == released.digest:
-                sizes = [len(batch) for batch in (await rollouts.membership(js, rollout.name)).batches]
-                waves, holder = waves_of(sizes, plan), await take_over(js, rollout.name)
-                soaks_s = tuple(plan.waves[wave - 1].soak_s for wave in waves)
-                return Begun(rollout.name, rollout.runs, waves, soaks_s, holder, rollout.batch)
+                return await _taken_over(js, rollout, plan)
     return None
+
+
+async def _taken_over(js: JetStreamContext, rollout: Rollout, plan: Plan) -> Begun:
+    """Have this process carry a rollout out, from the batch that was asked last."""
+    members = await rollouts.membership(js, rollout.name)
+    for other, _ in await _overlapping(js, members.targets):
+        if other.rollout.issued_us < rollout.issued_us:  # it may have been begun and no more
+            await supersede(js, other.rollout, rollout.name)
+    waves = waves_of(map(len, members.batches), plan)
+    soaks_s = tuple(plan.waves[wave - 1].soak_s for wave in waves)
+    holder = await take_over(js, rollout.name)
+    return Begun(rollout.name, rollout.runs, waves, soaks_s, holder, rollout.batch)
 
 
 def begin(settings: Settings, released: Released, labels: Sequence[str], plan: Plan, runs: Sequence[str]) -> Begun:
@@ -264,13 +274,7 @@ async def _begin(
         asked, seen = await rollouts.held(js, names), await rollouts.sightings(js, names)
         healthy = tuple(_members(chosen, seen, plan, issued_us))
         batches, sites = plan_waves(healthy, plan, released.digest), sites_of(healthy, plan)
-        overlapping = [
-            (head, members)
-            for head in await rollouts.heads(js)
-            if head.rollout.active
-            for members in [await rollouts.membership(js, head.rollout.name)]
-            if set(names) & set(members.targets)
-        ]
+        overlapping = await _overlapping(js, names)
         same = [members.earlier() for head, members in overlapping if head.rollout.release == released.digest]
         before = before_rollout(
             released.digest,
@@ -299,6 +303,18 @@ async def _begin(
             await supersede(js, head.rollout, rollout.name)
     waves, soaks_s = tuple(batch.wave for batch in batches), tuple(batch.soak_s for batch in batches)
     return Begun(rollout.name, rollout.runs, waves, soaks_s, rollout.holder)
+
+
+async def _overlapping(js: JetStreamContext, names: Collection[str]) -> list[tuple[Head, Membership]]:
+    """Return the rollouts under way that have some of these targets."""
+    own = set(names)
+    return [
+        (head, members)
+        for head in await rollouts.heads(js)
+        if head.rollout.active
+        for members in [await rollouts.membership(js, head.rollout.name)]
+        if own & set(members.targets)
+    ]
 
 
 def _runs() -> tuple[str, ...]:
