@@ -66,18 +66,20 @@ def test_who_joins_after_a_rollout_is_asked_for_its_release(settled: Looped) -> 
 def test_a_rehearsal_predicts_and_leaves_the_fleet_alone(settled: Looped) -> None:
     """The real flow, on a stage of its own: how many fail, and why, is as it was drawn.
 
-    Gateways are silent, damage what they load, are out of reach now and then, and have clocks that are off by an hour.
+    Gateways are silent, damage what they load, lose power while they do, are out of reach now and then, and have clocks
+    that are off by an hour.
     """
     before = _said("rollout", "list")
     plan = settled.settings.data_dir / "plan.yaml"
     plan.write_text("limits: {deadline_s: 12, failed: 0.5, silent: 0.5}\n")
-    faults = Faults(silent=0.2, corrupting=0.1, offline=0.05, offline_s=1, skew_s=3600)
+    faults = Faults(silent=0.2, flapping=0.1, corrupting=0.1, offline=0.05, offline_s=1, skew_s=3600)
     cast = Cast(30, processes=1, faults=faults, heartbeat_s=1.0, seed=2)
     fates = Counter(faults.fate(Random(f"{cast.seed}/{name}")) for name in cast.names())  # noqa: S311 - a simulation
     outcome = run(settled.settings, "turbine-power", "champion", None, cast, plan)
     assert outcome.phase == "completed"
     assert (outcome.states["silent"], outcome.states["failed"]) == (fates[Fate.SILENT], fates[Fate.CORRUPTING])
-    assert outcome.running == outcome.states["proved"] == fates[Fate.WELL] < 30
+    assert outcome.running == outcome.states["proved"] == fates[Fate.WELL] + fates[Fate.FLAPPING] < 30
+    assert fates[Fate.FLAPPING] > 0
     assert 0 < outcome.proved_s < outcome.seconds
     assert outcome.wire_bytes > outcome.running * outcome.median_bytes > 0
     assert _said("rollout", "list") == before
