@@ -9,7 +9,7 @@ from spox import Var
 
 from fieldloop.domain.features.cleaned import between
 
-BLOCKS: Final = 0  # axis of blocks, [B, N, C], so that ONNX adds them in turn
+FIRST: Final = 0  # axis of blocks, [B, N, C], so that ONNX adds them in turn
 
 
 def by_block(values: Var, length: int, size: int, steps: int) -> Var:
@@ -18,24 +18,24 @@ def by_block(values: Var, length: int, size: int, steps: int) -> Var:
     Steps come first, so that they are added in turn whatever N and C are (docs/adr/0040): there are several blocks.
     """
     kept = op.transpose(between(values, length - steps * size, length), perm=[2, 0, 1])
-    shape = op.concat([op.const(np.array([size, steps])), stretch(op.shape(values), 0, 2)], axis=0)
+    shape = op.concat([op.const(np.array([size, steps])), part(op.shape(values), 0, 2)], axis=0)
     apart = op.transpose(op.reshape(kept, shape), perm=[1, 0, 2, 3])
-    return op.reduce_sum(apart, op.const(np.array([0])), keepdims=0)
+    return op.reduce_sum(apart, op.const(np.array([FIRST])), keepdims=0)
 
 
-def runs(values: Var, size: int, count: int, axes: Sequence[int] = (BLOCKS,)) -> Var:
+def runs(values: Var, size: int, count: int, axes: Sequence[int] = (FIRST,)) -> Var:
     """Return sums of `count` neighbours along axes of length `size`; along several at once, of diagonals."""
     if count == 1:
         return values
     half = count // 2
     halves, left = runs(values, size, half, axes), size - 2 * half + 1
-    sums = op.add(stretch(halves, 0, left, axes), stretch(halves, half, half + left, axes))
+    sums = op.add(part(halves, 0, left, axes), part(halves, half, half + left, axes))
     if count % 2 == 0:
         return sums
-    return op.add(stretch(sums, 0, left - 1, axes), stretch(values, 2 * half, 2 * half + left - 1, axes))
+    return op.add(part(sums, 0, left - 1, axes), part(values, 2 * half, 2 * half + left - 1, axes))
 
 
-def stretch(values: Var, start: int, stop: int, axes: Sequence[int] = (BLOCKS,)) -> Var:
-    """Return a stretch of some axes, the same of each."""
+def part(values: Var, start: int, stop: int, axes: Sequence[int] = (FIRST,)) -> Var:
+    """Return a part of some axes, the same of each."""
     first, behind = (op.const(np.full(len(axes), bound)) for bound in (start, stop))
     return op.slice(values, first, behind, op.const(np.array(axes)))

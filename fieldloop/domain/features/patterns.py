@@ -6,8 +6,7 @@ import numpy as np
 import spox.opset.ai.onnx.v17 as op
 from spox import Var
 
-from fieldloop.domain.features.blocks import BLOCKS as _FIRST
-from fieldloop.domain.features.blocks import by_block, runs, stretch
+from fieldloop.domain.features.blocks import FIRST, by_block, part, runs
 from fieldloop.domain.features.cleaned import Cleaned, number
 from fieldloop.domain.features.columns import Features, per_channel
 
@@ -32,10 +31,10 @@ def patterns(window: Cleaned) -> list[Features]:
     before = size - 2 * COURSE + 1  # courses that share no block with the last
     place = np.arange(before)
     far = op.const((np.abs(place[:, None] - place) >= COURSE)[:, :, None, None])
-    last = op.gather(apart, op.const(np.int64(size - COURSE)), axis=_FIRST)
-    others = op.where(far, stretch(apart, 0, before, (0, 1)), number(np.inf))
-    nearest, each = (_least(distances) for distances in (stretch(last, 0, before), others))
-    most = op.reduce_max(op.where(op.less(each, number(np.inf)), each, number(-1.0)), axes=[_FIRST], keepdims=0)
+    last = op.gather(apart, op.const(np.int64(size - COURSE)), axis=FIRST)
+    others = op.where(far, part(apart, 0, before, (0, 1)), number(np.inf))
+    nearest, each = (_least(distances) for distances in (part(last, 0, before), others))
+    most = op.reduce_max(op.where(op.less(each, number(np.inf)), each, number(-1.0)), axes=[FIRST], keepdims=0)
     times = op.min([op.sqrt(op.div(nearest, op.max([most, number(_LEAST)]))), number(MOST)])
     oddity = op.where(op.greater(nearest, most), times, number(0.0))
     known = op.and_(op.less(nearest, number(np.inf)), op.less_or_equal(number(0.0), most))
@@ -68,4 +67,4 @@ def _distances(means: Var, size: int) -> Var:
 
 
 def _least(distances: Var) -> Var:
-    return op.reduce_min(distances, axes=[_FIRST], keepdims=0)
+    return op.reduce_min(distances, axes=[FIRST], keepdims=0)

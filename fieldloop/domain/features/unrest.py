@@ -6,8 +6,7 @@ import numpy as np
 import spox.opset.ai.onnx.v17 as op
 from spox import Var
 
-from fieldloop.domain.features.blocks import BLOCKS as _FIRST
-from fieldloop.domain.features.blocks import by_block, runs, stretch
+from fieldloop.domain.features.blocks import FIRST, by_block, part, runs
 from fieldloop.domain.features.cleaned import Cleaned, number
 from fieldloop.domain.features.columns import Features, per_channel
 
@@ -27,15 +26,15 @@ def unrest(window: Cleaned) -> list[Features]:
     """
     size = window.length // _steps(window.length)
     spreads = _spreads(window, size)
-    last, before = (stretch(spreads, *bounds) for bounds in ((size - STRETCH, size), (0, size - STRETCH)))
-    apart = stretch(spreads, 0, size - 2 * STRETCH + 1)
+    last, before = (part(spreads, *bounds) for bounds in ((size - STRETCH, size), (0, size - STRETCH)))
+    apart = part(spreads, 0, size - 2 * STRETCH + 1)
     there = op.not_(op.isnan(before))
-    highest = op.reduce_max(op.where(there, before, number(-np.inf)), axes=[_FIRST])
-    lowest = op.reduce_min(op.where(there, before, number(np.inf)), axes=[_FIRST])
+    highest = op.reduce_max(op.where(there, before, number(-np.inf)), axes=[FIRST])
+    lowest = op.reduce_min(op.where(there, before, number(np.inf)), axes=[FIRST])
     extent = op.max([op.sub(highest, lowest), op.mul(highest, number(_LEAST_SHARE)), number(_LEAST_RANGE)])
     beyond = op.add(op.relu(op.sub(last, highest)), op.relu(op.sub(lowest, last)))
     share = op.min([op.div(beyond, extent), number(MOST)])
-    some = op.reduce_max(op.where(op.isnan(apart), number(-np.inf), apart), axes=[_FIRST])
+    some = op.reduce_max(op.where(op.isnan(apart), number(-np.inf), apart), axes=[FIRST])
     known = op.and_(op.less(number(-np.inf), some), op.equal(last, last))
     answer = op.where(known, share, number(np.nan))
     return per_channel({"unrest": op.transpose(answer, perm=[1, 2, 0])})
