@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fieldloop.domain.contract.clocks import ClockVerdict, ClockWatch, Times
 from fieldloop.domain.contract.keeping import absorb, keep
-from fieldloop.domain.contract.points import Series
+from fieldloop.domain.contract.points import Points, Series, choose
 from fieldloop.domain.contract.promise import Change, Finding, Promise
 from fieldloop.domain.contract.watch import Watch
 from fieldloop.domain.readings import Messages, Readings
@@ -180,3 +182,28 @@ def test_decimals_more_or_fewer_are_no_change_of_scale(digits: int) -> None:
     found = [each for first in range(0, 600, 36) for each in judge(watch, 1300 + first, finer[first : first + 36])]
     assert [each for each in found if each.certain] == []
     assert watch.held() == {}
+
+
+def chosen(series: Series, owners: int, enough: int) -> Points:
+    last, last_us = np.arange(owners) * 1.5, np.arange(owners) * 10
+    return choose(series, last, last_us, np.full(owners, enough))[0]
+
+
+@given(
+    senders=st.lists(st.tuples(st.integers(-1, 3), st.integers(0, 4)), min_size=1, max_size=30),
+    some=st.sets(st.integers(0, 3)),
+    enough=st.integers(1, 40),
+)
+def test_the_points_of_some_devices_are_the_same_whoever_else_sends(
+    senders: list[tuple[int, int]], some: set[int], enough: int
+) -> None:
+    """To look at some devices again, the readings of all others are left alone: nothing of theirs shows."""
+    owner, number = np.array(senders, dtype=np.int64).T
+    message = np.repeat(np.arange(len(owner)), number)
+    series = Series(owner, message, np.arange(len(message)) * 1.0, np.arange(len(message)) * 7)
+    every, theirs = chosen(series, 4, enough), chosen(series.of(np.array(sorted(some), dtype=np.int64)), 4, enough)
+    kept = np.isin(every.owner, sorted(some))
+    for name in ("owner", "message", "value", "event_us", "before", "before_us"):
+        assert getattr(theirs, name).tolist() == getattr(every, name)[kept].tolist()
+    assert theirs.chosen_before.tolist() == every.chosen_before[kept].tolist()
+    assert theirs.chosen_before_us.tolist() == every.chosen_before_us[kept].tolist()

@@ -95,9 +95,10 @@ class LevelWatch:
         found = self._judge(points, owners, sequence)
         crowded = np.bincount(points.owner) >= ENOUGH
         if again := np.array([owner for owner in found if crowded[owner]], dtype=np.int64).tolist():
-            every, *_ = choose(series, known.last, known.last_us, np.full(len(enough), len(series.value)))
+            theirs = series.of(np.array(again))
+            every, *_ = choose(theirs, known.last, known.last_us, np.full(len(enough), len(series.value)))
             found = {owner: verdict for owner, verdict in found.items() if owner not in again}
-            found |= self._judge(every.of(np.array(again)), np.array(again), sequence)
+            found |= self._judge(every, np.array(again), sequence)
         since = {owner: verdict.since for owner, verdict in found.items() if verdict.certain}
         for jumped in self.ratios.judge(series, sequence, since):
             if jumped.owner not in since:

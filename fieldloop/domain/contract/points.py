@@ -4,7 +4,7 @@ Neighbours tell most. Of a device that sends a lot in one batch, evenly chosen p
 costs the same for ten readings a message as for a thousand.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -29,6 +29,10 @@ class Series:
     message: Ints
     value: Floats
     event_us: Ints
+
+    def of(self, owners: Ints) -> "Series":
+        """Return the same, but of some owners alone: nobody else's messages are looked at."""
+        return replace(self, owner=np.where(np.isin(self.owner, owners), self.owner, -1))
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,6 @@ class Points:
     def starts(self) -> Ints:
         """Return where each owner's points begin."""
         return np.flatnonzero(np.diff(self.owner, prepend=-2))
-
-    def of(self, owners: Ints) -> "Points":
-        """Return the points of some owners alone."""
-        kept = np.isin(self.owner, owners)
-        return Points(*(getattr(self, each.name)[kept] for each in fields(self)))
 
 
 def choose(series: Series, last: Floats, last_us: Ints, enough: Ints) -> tuple[Points, Ints, Floats, Ints]:
