@@ -30,6 +30,7 @@ from fieldloop.stores import registry, releases
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
 from tasks.groups import combine
+from tasks.retries import may_pass
 from tasks.tags import LINEAGE
 
 
@@ -89,7 +90,7 @@ class _Target(msgspec.Struct, frozen=True):
     alerts: Limits | None = None
 
 
-@task(name="release version", retries=2, retry_delay_seconds=5, timeout_seconds=600)
+@task(name="release version", retries=2, retry_delay_seconds=5, retry_condition_fn=may_pass, timeout_seconds=600)
 def release_version(recipe: str, version: str) -> Released:
     """Build the release of a registered version, by number or alias, and publish it."""
     return release(Settings(), recipe, version)

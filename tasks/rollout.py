@@ -33,6 +33,7 @@ from fieldloop.stores.lake import Lake
 from fieldloop.stores.rollouts import Head, now_us
 from fieldloop.stores.settings import Settings
 from tasks.deploy import DeployResult, Released
+from tasks.retries import may_pass
 from tasks.rollback import end_rollout, mark, roll_back, stop, supersede, take_over, withdraw
 from tasks.wave import BatchResult, Begun, Ended, run_batch
 
@@ -147,7 +148,7 @@ def _asks_before(plan: Plan, waves: Sequence[int], number: int) -> bool:
     return begins and (after_first or plan.approval is Approval.EVERY_WAVE)
 
 
-@task(name="begin rollout", retries=2, retry_delay_seconds=5, timeout_seconds=600)
+@task(name="begin rollout", retries=2, retry_delay_seconds=5, retry_condition_fn=may_pass, timeout_seconds=600)
 def begin_rollout(released: Released, labels: Sequence[str], plan: Plan) -> Begun:
     """Choose the targets that the release is for, plan its waves, and write the rollout down; it supersedes others.
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from benchmarks.toys import PROFILE_NAME, Toy, make
 from fieldloop.cli.main import app
-from fieldloop.domain.errors import OvertakenError, ReleaseError
+from fieldloop.domain.errors import OvertakenError, ReleaseError, StoreError
 from fieldloop.domain.rollout.plan import Plan
 from fieldloop.domain.rollout.record import Phase, Rollout
 from fieldloop.domain.sketch import Sketch, distance
@@ -235,6 +235,24 @@ def test_nobodys_answer_is_the_one_that_the_question_names(settings: Settings, m
         return choice
 
     assert unanswered() is rollout_tasks.Choice.STOP
+
+
+@pytest.mark.parametrize(("failure", "tries"), [(ReleaseError("no target bears it"), 1), (StoreError("away"), 3)])
+def test_what_a_person_has_to_mend_is_not_tried_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, failure: Exception, tries: int
+) -> None:
+    """A label that was mistyped is said at once; a broker that is away may come back."""
+    tried = []
+
+    def begin(*_: object) -> None:
+        tried.append(1)
+        raise failure
+
+    monkeypatch.setattr(rollout_tasks, "begin", begin)
+    monkeypatch.setattr(rollout_tasks, "begin_rollout", begin_rollout.with_options(retry_delay_seconds=0.01))
+    with pytest.raises(type(failure)):
+        _roll(Released("toy", 1, "run", "d", "m", new=False), AT_ONCE)
+    assert len(tried) == tries
 
 
 @pytest.mark.parametrize(
