@@ -20,13 +20,13 @@ from spox import Tensor, Var, argument, build
 from fieldloop.domain.errors import TrainingError
 from fieldloop.domain.features.autocorrelation import autocorrelation
 from fieldloop.domain.features.calendar import calendar
-from fieldloop.domain.features.cleaned import Cleaned, sort
+from fieldloop.domain.features.cleaned import Cleaned, sink, sort
 from fieldloop.domain.features.columns import Columns, Features, columns
 from fieldloop.domain.features.cross_channel import cross_channel
 from fieldloop.domain.features.crossings import crossings
 from fieldloop.domain.features.differences import differences
 from fieldloop.domain.features.level import level
-from fieldloop.domain.features.masks import mask
+from fieldloop.domain.features.masks import Masked, mask
 from fieldloop.domain.features.novelty import novelty
 from fieldloop.domain.features.patterns import patterns
 from fieldloop.domain.features.presence import presence
@@ -91,7 +91,7 @@ def feature_graph(recipe: Recipe) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         The graph `window` float32 [N, R, T] → `features` float32 [N, F], and [F] names such as `wind_speed.mean`.
     """
     window = _windows(recipe)
-    parts = _columns(recipe, *_mask(recipe, window))
+    parts = _columns(recipe, _one(recipe, _mask(recipe, window)))
     names = tuple(name for part in parts for name in part.names)
     return _settled(build({WINDOW: window}, {FEATURES: _matrix(parts)})), names
 
@@ -99,8 +99,8 @@ def feature_graph(recipe: Recipe) -> tuple[onnx.ModelProto, tuple[str, ...]]:
 def batch_graphs(recipe: Recipe) -> BatchGraphs:
     """Build the same for batches, to be sorted in between."""
     window, masked, ordered = (_windows(recipe) for _ in range(3))
-    masks = build({WINDOW: window}, {MASKED: _mask(recipe, window)[0]})
-    parts = _columns(recipe, masked, ordered=ordered)
+    masks = build({WINDOW: window}, {MASKED: _mask(recipe, window).steps})
+    parts = _columns(recipe, _many(recipe, masked, ordered))
     features = build({MASKED: masked, ORDERED: ordered}, {FEATURES: _matrix(parts)})
     return BatchGraphs(_settled(masks), _settled(features))
 
@@ -109,42 +109,52 @@ def _windows(recipe: Recipe) -> Var:
     return argument(Tensor(np.float32, ("N", len(recipe.rows), recipe.window.length)))
 
 
-def _mask(recipe: Recipe, window: Var) -> tuple[Var, Var]:
-    """[N, R, T], and where it has a value; the clock is never missing."""
+def _mask(recipe: Recipe, window: Var) -> Masked:
+    """The clock is never missing."""
     return mask(window, [*recipe.channels, *(InputChannel(metric=row) for row in recipe.rows[len(recipe.channels) :])])
 
 
-def _columns(recipe: Recipe, masked: Var, there: Var | None = None, ordered: Var | None = None) -> list[Columns]:
-    """All columns of the recipe's families, in its order; of windows that are sorted already, or of masked ones."""
-    cleaned = _cleaned(recipe, masked, there, ordered)
+def _columns(recipe: Recipe, cleaned: Cleaned) -> list[Columns]:
+    """All columns of the recipe's families, in its order."""
     return columns(recipe.inputs, [part for family in recipe.features for part in FAMILIES[family](cleaned)])
 
 
-def _cleaned(recipe: Recipe, masked: Var, there: Var | None, ordered: Var | None) -> Cleaned:
-    length, clock = recipe.window.length, None
-    if recipe.clock:
-        last = op.gather(masked, op.const(np.int64(length - 1)), axis=2)
-        clock = op.gather(last, op.const(np.int64(len(recipe.channels))), axis=1)
-        masked = _channels(recipe, masked)
-        there = None if there is None else _channels(recipe, there)
-        ordered = None if ordered is None else _channels(recipe, ordered)
-    if there is not None and not _SORTED.isdisjoint(recipe.features):
-        ordered = sort(masked, there, length)
-    return Cleaned(masked, recipe.inputs, length, clock, ordered, there)
+def _one(recipe: Recipe, masked: Masked) -> Cleaned:
+    """A window behind its masks, sorted here where a family asks for it."""
+    length, clock = recipe.window.length, _clock(recipe, masked.values)
+    steps, values, there = (_channels(recipe, part) for part in masked)
+    if _SORTED.isdisjoint(recipe.features):
+        return Cleaned(steps, recipe.inputs, length, clock, there=there)
+    sunken = sink(values, there)
+    return Cleaned(steps, recipe.inputs, length, clock, sort(sunken, length), there, sunken)
+
+
+def _many(recipe: Recipe, masked: Var, ordered: Var) -> Cleaned:
+    """Windows that were masked and sorted elsewhere."""
+    steps, in_order = _channels(recipe, masked), _channels(recipe, ordered)
+    return Cleaned(steps, recipe.inputs, recipe.window.length, _clock(recipe, masked), in_order)
+
+
+def _clock(recipe: Recipe, window: Var) -> Var | None:
+    """[N], the clock at the last step."""
+    if not recipe.clock:
+        return None
+    last = op.gather(window, op.const(np.int64(recipe.window.length - 1)), axis=2)
+    return op.gather(last, op.const(np.int64(len(recipe.channels))), axis=1)
 
 
 def _channels(recipe: Recipe, window: Var) -> Var:
     """The window without its clock."""
+    if not recipe.clock:
+        return window
     bounds = (0, len(recipe.channels), 1)
     return op.slice(window, *(op.const(np.array([bound], dtype=np.int64)) for bound in bounds))
 
 
 def _matrix(parts: list[Columns]) -> Var:
-    """[N, F] float32. Adding 0 makes one zero of both; as a row of zeros, since a runtime drops a single one."""
+    """[N, F] float32."""
     values = [part.values for part in parts]
-    matrix = op.cast(op.concat(values, axis=1) if len(values) > 1 else values[0], to=np.float32)
-    width = sum(len(part.names) for part in parts)
-    return op.add(matrix, op.const(np.zeros((1, width), dtype=np.float32)))
+    return op.cast(op.concat(values, axis=1) if len(values) > 1 else values[0], to=np.float32)
 
 
 def merge(

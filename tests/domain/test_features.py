@@ -230,7 +230,7 @@ def test_time_of_day_and_week() -> None:
 def test_names(three: Built) -> None:
     """Every column has a name, a channel's after its metric."""
     assert len(three.names) == three.graph.get_outputs()[0].shape[1] == len(set(three.names))
-    assert three.names[:4] == ("a.count", "b.count", "c.count", "a.last")
+    assert three.names[:4] == ("a.count", "a.last", "a.mean", "a.min")
     assert {"a.q90", "b.median", "c.slope", "a~c.corr", "a.band4", "a.acf2"} <= set(three.names)
 
 

@@ -72,7 +72,7 @@ def test_windows_of_one_step() -> None:
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     (found,) = session.run(None, {"window": np.array([[[2], [np.nan]]], dtype=np.float32)})
     shown = dict(zip(names, found[0].tolist(), strict=True))
-    assert names == ("a.last", "b.last", "a.count", "b.count")
+    assert names == ("a.last", "a.count", "b.last", "b.count")
     assert [shown[f"a.{name}"] for name in ("last", "count")] == [2, 1]
     assert np.isnan(shown["b.last"])
     with pytest.raises(ValueError, match="`trend` needs windows of at least 2 steps, got 1"):

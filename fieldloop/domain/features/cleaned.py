@@ -28,6 +28,7 @@ class Cleaned:
         clock: Var | None = None,
         ordered: Var | None = None,
         there: Var | None = None,
+        sunken: Var | None = None,
     ) -> None:
         """Take the masked window.
 
@@ -36,9 +37,11 @@ class Cleaned:
             metrics: [C] names of the channels.
             length: T.
             clock: [N] float32, seconds since Monday 00:00 UTC at which the last step begins; None where it is not read.
-            ordered: [N, C, T] float32, the values in ascending order, anything behind them; None where nobody sorted.
+            ordered: [N, C, T] float32, the values in order, anything behind them: in ascending order, or of a sunken
+                window in descending order; None where nobody sorted.
             there: [N, C, T] bool, where a value is, as the masks know it; None in batches, which have no masks before
                 them.
+            sunken: [N, C, T] float32, minus infinity where missing, if it was made for sorting.
         """
         self.metrics = tuple(metrics)
         self.length = length
@@ -46,6 +49,7 @@ class Cleaned:
         self.ordered = ordered
         self.steps = masked
         self._there = there
+        self._sunken = sunken
 
     @cached_property
     def there(self) -> Var:
@@ -60,7 +64,8 @@ class Cleaned:
     @cached_property
     def zeroed(self) -> Var:
         """[N, C, T] values, 0 where missing: ThresholdedRelu keeps what is above minus infinity, as no NaN is."""
-        return op.cast(op.thresholded_relu(self.steps, alpha=-np.inf), to=np.float64)
+        steps = self.steps if self._sunken is None else self._sunken
+        return op.cast(op.thresholded_relu(steps, alpha=-np.inf), to=np.float64)
 
     @cached_property
     def count(self) -> Var:
@@ -69,26 +74,32 @@ class Cleaned:
 
     @cached_property
     def counted(self) -> Var:
-        """[N, C] int64, values that are there."""
-        return op.cast(op.squeeze(self.count, op.const(np.array([_TIME], dtype=np.int64))), to=np.int64)
+        """[N, C, 1] int64, values that are there."""
+        return op.cast(self.count, to=np.int64)
 
     @cached_property
-    def moments(self) -> tuple[Var, Var]:
-        """[N, C, 1] twice: sums of the steps at which a value is, counted from the middle, and of their squares."""
-        return self._counts[1], self._counts[2]
+    def run(self) -> Var:
+        """[N, C, 1] n Σt² - (Σt)², exact, of the n steps t at which a value is, counted from the middle."""
+        return op.matmul(op.mul(*self._counts[2:]), op.const(np.array([[1.0], [-1.0]])))
 
     @cached_property
-    def _counts(self) -> tuple[Var, Var, Var]:
-        """[N, C, 1] each: how many values are there, and their moments; halves and quarters add up exactly."""
-        steps = middled(self.length)
-        powers = op.matmul(self.weight, op.const(np.stack([np.ones(self.length), steps, steps**2], axis=1)))
-        count, first, second = op.split(powers, outputs_count=3, axis=2)
-        return count, first, second
+    def _counts(self) -> tuple[Var, Var, Var, Var]:
+        """How many values are there, n, [N, C, 1]; n and of each newest step its own; n, Σt; Σt², Σt, [N, C, 2] each.
+
+        Halves and quarters add up exactly. All at once: a product's further columns cost next to nothing, a node does.
+        """
+        steps, picks = middled(self.length), _picks(self.length)
+        sums = np.column_stack([np.ones(self.length), picks, np.ones(self.length), steps, steps**2, steps])
+        sizes = np.array([1, picks.shape[1], 2, 2], dtype=np.int64)
+        count, known, first, second = op.split(
+            op.matmul(self.weight, op.const(sums)), op.const(sizes), outputs_count=4, axis=2
+        )
+        return count, known, first, second
 
     @cached_property
     def mean(self) -> Var:
         """[N, C, 1] mean of the values, NaN where there is none."""
-        return op.div(self.total(self.zeroed), self.count)
+        return self._averages[0]
 
     @cached_property
     def deviation(self) -> Var:
@@ -114,54 +125,60 @@ class Cleaned:
     def lowest(self) -> Var:
         """[N, C, 1] least value, NaN where there is none."""
         if self.ordered is None:
-            return op.reduce_min(self._filled, axes=[_TIME])
+            return self.total(op.reduce_min(self._filled, axes=[_TIME]), 1)  # a sum is never the other zero
         return self.bounds[0]
 
     @cached_property
     def highest(self) -> Var:
         """[N, C, 1] greatest value, NaN where there is none."""
         if self.ordered is None:
-            return op.reduce_max(self._filled, axes=[_TIME])
+            return self.total(op.reduce_max(self._filled, axes=[_TIME]), 1)
         return self.bounds[2]
 
     @cached_property
+    def range(self) -> Var:
+        """[N, C, 1] greatest value less the least."""
+        return op.sub(self.highest, self.lowest) if self.ordered is None else self.bounds[3]
+
+    @cached_property
     def quantiles(self) -> Var:
-        """[N, C, Q] a quantile for each of `SHARES`, NaN where there is no value; of sorted windows alone.
+        """[N, C, Q + 1] a quantile for each of `SHARES`, then the range, NaN without a value; of sorted windows alone.
 
         Interpolated between the two nearest values (Hyndman and Fan's type 7, NumPy's default). Where to find them and
         how to weigh them depends on the count alone: two tables, since nodes cost time at the edge. Without values both
-        are the last one, whatever that is, weighed with NaN.
+        are the last one, whatever that is, weighed with NaN. Both are added, and the range is taken, by a product.
         """
         if self.ordered is None:
             raise ValueError("quantiles need sorted windows")
-        places, weights = _interpolation(self.length)
-        found = op.gather_elements(self.ordered, op.gather(op.const(places), self.counted, axis=0), axis=2)
-        weighed = op.mul(op.cast(found, to=np.float64), op.gather(op.const(weights), self.counted, axis=0))
-        low, high = op.split(weighed, outputs_count=2, axis=2)
-        return op.add(low, high)
+        places, weights = _interpolation(self.length, descending=self._sunken is not None)
+        found = op.gather_elements(self.ordered, op.gather_nd(op.const(places), self.counted), axis=2)
+        weighed = op.mul(op.cast(found, to=np.float64), op.gather_nd(op.const(weights), self.counted))
+        both = np.vstack([np.eye(len(SHARES))] * 2)
+        return op.matmul(weighed, op.const(np.column_stack([both, both[:, -1] - both[:, 0]])))
 
     @cached_property
-    def bounds(self) -> tuple[Var, Var, Var]:
-        """[N, C, 1], [N, C, Q - 2], [N, C, 1]: least value, the quantiles between, greatest value."""
-        sizes = op.const(np.array([1, len(SHARES) - 2, 1], dtype=np.int64))
-        least, inner, greatest = op.split(self.quantiles, sizes, outputs_count=3, axis=2)
-        return least, inner, greatest
+    def bounds(self) -> tuple[Var, Var, Var, Var]:
+        """[N, C, 1], [N, C, Q - 2], [N, C, 1] twice: least value, quantiles between, greatest value, range."""
+        sizes = op.const(np.array([1, len(SHARES) - 2, 1, 1], dtype=np.int64))
+        least, inner, greatest, span = op.split(self.quantiles, sizes, outputs_count=4, axis=2)
+        return least, inner, greatest, span
 
     @property
     def last(self) -> Var:
         """[N, C, 1] value of the last step, NaN where missing."""
-        return self._newest[1]
+        return self._averages[1]
 
     @property
     def before_last(self) -> Var:
-        """[N, C, 1] value of the step before the last, NaN where missing."""
-        return self._newest[0]
+        """[N, C, 1] value of the step before the last, NaN where missing; of two steps or more."""
+        return self._averages[2]
 
     @cached_property
-    def _newest(self) -> tuple[Var, Var]:
-        two = op.gather(self.steps, op.const(np.array([self.length - 2, self.length - 1])), axis=_TIME)
-        before, last = op.split(op.cast(two, to=np.float64), outputs_count=2, axis=_TIME)
-        return before, last
+    def _averages(self) -> Sequence[Var]:
+        """[N, C, 1] each: of all steps, of the last, of the one before; 0 / 0 is NaN."""
+        picks = _picks(self.length)
+        values = op.div(op.matmul(self.zeroed, op.const(picks)), self._counts[1])
+        return op.split(values, outputs_count=picks.shape[1], axis=2)
 
     @cached_property
     def difference(self) -> Var:
@@ -198,13 +215,14 @@ def middled(length: int) -> NDArray[np.float64]:
     return np.arange(length, dtype=np.float64) - (length - 1) / 2
 
 
-def sort(masked: Var, there: Var, length: int) -> Var:
-    """Return the window [N, C, T] with each channel's values in ascending order, infinity in place of NaN behind them.
+def sink(values: Var, there: Var) -> Var:
+    """Return a window [N, C, T] with minus infinity where it has no value."""
+    return op.where(there, values, op.const(np.float32(-np.inf)))
 
-    Of one window; many are sorted faster by NumPy.
-    """
-    filled = op.where(there, masked, op.const(np.float32(np.inf)))
-    return op.top_k(filled, op.const(np.array([length], dtype=np.int64)), largest=0)[0]
+
+def sort(sunken: Var, length: int) -> Var:
+    """Return a window [N, C, T] with each channel's values in descending order; many are sorted faster by NumPy."""
+    return op.top_k(sunken, op.const(np.array([length], dtype=np.int64)))[0]
 
 
 def later(values: Var, lag: int) -> Var:
@@ -227,7 +245,13 @@ def between(values: Var, start: int, stop: int) -> Var:
     return op.slice(values, *(op.const(np.array([bound], dtype=np.int64)) for bound in (start, stop, _TIME)))
 
 
-def _interpolation(length: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _picks(length: int) -> NDArray[np.float64]:
+    """Return [T, 3], what adds up all steps, the last alone and the one before it alone; [1, 2] of a single step."""
+    newest = np.eye(length)[:, ::-1][:, :2]
+    return np.column_stack([np.ones(length), newest])
+
+
+def _interpolation(length: int, descending: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return for each count of values, 0 to T, the places of the lower and upper neighbours and their weights.
 
     Returns:
@@ -236,6 +260,8 @@ def _interpolation(length: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]
     place = np.arange(-1, length)[:, None] * np.array(list(SHARES.values()))
     below = np.floor(place)
     places = np.hstack([below, np.ceil(place)]).astype(np.int64)
+    if descending:
+        places = np.arange(-1, length)[:, None] - places
     weights = np.hstack([1 - (place - below), place - below])
     places[0], weights[0] = length - 1, np.nan
     return places, weights

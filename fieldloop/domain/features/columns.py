@@ -40,7 +40,7 @@ def per_channel(features: Mapping[str, Var]) -> list[Features]:
 
 
 def columns(metrics: Sequence[str], parts: Sequence[Columns | Features]) -> list[Columns]:
-    """Return the columns of all parts, in their order, a feature's side by side; `metrics` are the C channels."""
+    """Return the columns of all parts, in their order, a channel's side by side; `metrics` are the C channels."""
     found: list[Columns] = []
     together: list[Features] = []
     for part in parts:
@@ -57,6 +57,6 @@ def _side_by_side(metrics: Sequence[str], parts: Sequence[Features]) -> list[Col
     if not parts:
         return []
     features = [feature for part in parts for feature in part.names]
-    names = tuple(f"{metric}.{feature}" for feature in features for metric in metrics)
-    turned = op.transpose(op.concat([part.values for part in parts], axis=2), perm=[0, 2, 1])
-    return [Columns(names, op.reshape(turned, op.const(np.array([-1, len(names)]))))]
+    names = tuple(f"{metric}.{feature}" for metric in metrics for feature in features)
+    joined = op.concat([part.values for part in parts], axis=2)
+    return [Columns(names, op.reshape(joined, op.const(np.array([-1, len(names)]))))]

@@ -1,6 +1,7 @@
 """What of a window is taken for missing: values out of range and runs of equal values, inside the graph."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import spox.opset.ai.onnx.v17 as op
@@ -13,19 +14,30 @@ _TIME = 2  # axis of time in [N, C, T]
 _END = np.iinfo(np.int64).max  # for ONNX's Slice the end of an axis, whatever its length
 
 
-def mask(window: Var, channels: Sequence[InputChannel]) -> tuple[Var, Var]:
-    """Return the window with NaN for what is out of range, infinite or frozen, and where a value is left.
+class Masked(NamedTuple):
+    """A window without what is out of range, infinite or frozen.
+
+    Attributes:
+        steps: [N, C, T] float32, NaN where missing.
+        values: the same, with anything where missing: choosing costs, so what fills gaps otherwise begins here.
+        there: [N, C, T] bool, where a value is left.
+    """
+
+    steps: Var
+    values: Var
+    there: Var
+
+
+def mask(window: Var, channels: Sequence[InputChannel]) -> Masked:
+    """Return the window without what is out of range, infinite or frozen.
 
     Args:
         window: [N, C, T] float32.
         channels: [C] ranges (inclusive, compared in float32) and lengths of frozen runs.
-
-    Returns:
-        [N, C, T] float32, [N, C, T] bool.
     """
     if all(np.isinf(channel.valid).all() and not channel.frozen_steps for channel in channels):
         masked = op.add(window, op.mul(window, op.const(np.float32(0))))  # 0 times infinity is NaN
-        return masked, op.equal(masked, masked)  # a NaN is not even equal to itself
+        return Masked(masked, masked, op.equal(masked, masked))  # a NaN is not even equal to itself
     lowest = _per_channel([channel.valid[0] for channel in channels])
     highest = _per_channel([channel.valid[1] for channel in channels])
     good = op.and_(op.greater_or_equal(window, lowest), op.less_or_equal(window, highest))
@@ -34,7 +46,7 @@ def mask(window: Var, channels: Sequence[InputChannel]) -> tuple[Var, Var]:
     for steps in runs:
         concerned = np.array([channel.frozen_steps == steps for channel in channels])
         good = op.and_(good, _moving(repeats, steps, concerned))
-    return op.where(good, window, op.const(np.float32(np.nan))), good
+    return Masked(op.where(good, window, op.const(np.float32(np.nan))), window, good)
 
 
 def _per_channel(values: Sequence[float]) -> Var:

@@ -25,7 +25,7 @@ def novelty(window: Cleaned) -> list[Features]:
     lowest = _wide(op.reduce_min(op.where(there, before, op.const(np.float32(np.inf))), axes=[2]))
     beyond = op.add(op.relu(op.sub(window.last, highest)), op.relu(op.sub(lowest, window.last)))
     width = op.sub(_quantile(window, "q90"), _quantile(window, "q10"))
-    known = op.mul(op.add(op.add(highest, lowest), window.last), number(0.0))  # of infinities and NaN, NaN
+    known = op.abs(op.mul(op.add(op.add(highest, lowest), window.last), number(0.0)))  # of infinities and NaN, NaN
     features = {"excess": _times(beyond, width), "gap": _gap(window, before, there)}
     return per_channel({name: op.add(values, known) for name, values in features.items()})
 
@@ -47,8 +47,8 @@ def _loneliest(window: Cleaned) -> Var:
     bounds = ((1, np.iinfo(np.int64).max), (0, -1))
     upper, lower = (op.slice(values, *(op.const(np.array([at])) for at in (*bound, _VALUES))) for bound in bounds)
     place = op.const(np.arange(1, window.length, dtype=np.int64))
-    both = op.less(place, op.unsqueeze(window.counted, op.const(np.array([_VALUES]))))
-    gaps = op.where(both, op.sub(upper, lower), number(np.inf))
+    both = op.less(place, window.counted)
+    gaps = op.where(both, op.abs(op.sub(upper, lower)), number(np.inf))
     sides = (
         op.pad(gaps, op.const(np.array(pads)), number(np.inf)) for pads in ([0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1])
     )

@@ -13,8 +13,6 @@ def trend(window: Cleaned) -> list[Features]:
     deviations of x add up to nothing, so t needs no mean of its own. The divisor is exact.
     """
     rise = window.weighed(window.deviation, middled(window.length))
-    first, second = window.moments
-    run = op.sub(op.mul(window.count, second), op.mul(first, first))
-    slope = op.div(op.mul(rise, window.count), run)
+    slope = op.div(op.mul(rise, window.count), window.run)
     delta = op.sub(window.last, window.before_last)
     return per_channel({"slope": slope, "delta": delta})
