@@ -9,8 +9,11 @@ import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
 from spox import Var
 
+from fieldloop.domain.features.columns import Features, per_channel
+
 _TIME = 2  # axis of time
 SHARES: Final = {"min": 0.0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9, "max": 1.0}
+RANKED: Final = (*SHARES, "range")
 
 
 class Cleaned:
@@ -121,28 +124,19 @@ class Cleaned:
         """[N, C, 1] variance of the population."""
         return op.div(self.sum_of_squares, self.count)
 
-    @cached_property
-    def lowest(self) -> Var:
-        """[N, C, 1] least value, NaN where there is none."""
-        if self.ordered is None:
-            return self.total(op.reduce_min(self._filled, axes=[_TIME]), 1)  # a sum is never the other zero
-        return self.bounds[0]
-
-    @cached_property
-    def highest(self) -> Var:
-        """[N, C, 1] greatest value, NaN where there is none."""
-        if self.ordered is None:
-            return self.total(op.reduce_max(self._filled, axes=[_TIME]), 1)
-        return self.bounds[2]
-
-    @cached_property
-    def range(self) -> Var:
-        """[N, C, 1] greatest value less the least."""
-        return op.sub(self.highest, self.lowest) if self.ordered is None else self.bounds[3]
+    def ranked(self, *names: str) -> list[Features]:
+        """Return some of `RANKED`; quantiles between the bounds of sorted windows alone."""
+        if self.ordered is not None:
+            places = tuple(RANKED.index(name) for name in names)
+            return [Features(names, self.quantiles, places, len(RANKED))]
+        bounds = (bound(self._filled, axes=[_TIME]) for bound in (op.reduce_min, op.reduce_max))
+        least, greatest = (self.total(bound, 1) for bound in bounds)  # a sum is never the other zero
+        found = {"min": least, "max": greatest, "range": op.sub(greatest, least)}
+        return per_channel({name: found[name] for name in names})
 
     @cached_property
     def quantiles(self) -> Var:
-        """[N, C, Q + 1] a quantile for each of `SHARES`, then the range, NaN without a value; of sorted windows alone.
+        """[N, C, Q + 1] what `RANKED` names, NaN where there is no value; of sorted windows alone.
 
         Interpolated between the two nearest values (Hyndman and Fan's type 7, NumPy's default). Where to find them and
         how to weigh them depends on the count alone: two tables, since nodes cost time at the edge. Without values both
@@ -155,13 +149,6 @@ class Cleaned:
         weighed = op.mul(op.cast(found, to=np.float64), op.gather_nd(op.const(weights), self.counted))
         both = np.vstack([np.eye(len(SHARES))] * 2)
         return op.matmul(weighed, op.const(np.column_stack([both, both[:, -1] - both[:, 0]])))
-
-    @cached_property
-    def bounds(self) -> tuple[Var, Var, Var, Var]:
-        """[N, C, 1], [N, C, Q - 2], [N, C, 1] twice: least value, quantiles between, greatest value, range."""
-        sizes = op.const(np.array([1, len(SHARES) - 2, 1, 1], dtype=np.int64))
-        least, inner, greatest, span = op.split(self.quantiles, sizes, outputs_count=4, axis=2)
-        return least, inner, greatest, span
 
     @property
     def last(self) -> Var:

@@ -14,5 +14,8 @@ def level(window: Cleaned) -> list[Features]:
     if window.length == 1:
         return per_channel({"last": window.last})
     rms = op.sqrt(op.add(op.mul(window.mean, window.mean), window.variance))
-    features = {"last": window.last, "mean": window.mean, "min": window.lowest, "max": window.highest, "rms": rms}
-    return per_channel(features)
+    return [
+        *per_channel({"last": window.last, "mean": window.mean}),
+        *window.ranked("min", "max"),
+        *per_channel({"rms": rms}),
+    ]

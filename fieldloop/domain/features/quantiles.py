@@ -6,4 +6,4 @@ from fieldloop.domain.features.columns import Features
 
 def quantiles(window: Cleaned) -> list[Features]:
     """Return `q10`, `q25`, `median`, `q75` and `q90`."""
-    return [Features(tuple(SHARES)[1:-1], window.bounds[1])]
+    return window.ranked(*tuple(SHARES)[1:-1])

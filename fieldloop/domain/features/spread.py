@@ -8,5 +8,4 @@ from fieldloop.domain.features.columns import Features, per_channel
 
 def spread(window: Cleaned) -> list[Features]:
     """Return `std` (of the population) and `range`."""
-    features = {"std": op.sqrt(window.variance), "range": window.range}
-    return per_channel(features)
+    return [*per_channel({"std": op.sqrt(window.variance)}), *window.ranked("range")]
