@@ -15,6 +15,7 @@ from fieldloop.domain.zone import local_to_utc_us
 US_PER_UNIT = {"epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1, "epoch_ns": 0.001, "payload": 1}
 NOT_A_TIME = np.int64(np.iinfo(np.int64).min)  # marks what could not be read; the value of NumPy's NaT
 
+_EARLIEST_US = -62_135_596_800_000_000  # the year 1: nothing earlier can be written as a date
 _LATEST_US = 253_402_300_800_000_000  # the year 10000: nothing later can be written as a date
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OFFSET_CHARS = 6  # ±hh:mm
@@ -55,10 +56,10 @@ def event_times(
             owners = [devices[row] for row in rows.tolist()]
             arrived, places = arrival_us[rows], sequence[rows]
             times[rows] = local_to_utc_us(clock.zone, times[rows], owners, arrived, cadence_us, places, carry)
-    if not clock.round_us:
-        return times
-    rounded = (times + clock.round_us // 2) // clock.round_us * clock.round_us
-    return np.where(times == NOT_A_TIME, times, rounded)
+    if clock.round_us:
+        rounded = (times + clock.round_us // 2) // clock.round_us * clock.round_us
+        times = np.where(times == NOT_A_TIME, times, rounded)
+    return np.where(times < _EARLIEST_US, NOT_A_TIME, times) if times.min(initial=0) < _EARLIEST_US else times
 
 
 def _read(

@@ -76,6 +76,21 @@ def test_epochs_of_all_units_agree():
     assert set(read(Clock("t", "epoch_s"), [np.inf, np.nan, 1e300, None, "soon", 10**400])) == {int(NOT_A_TIME)}
 
 
+@pytest.mark.parametrize(
+    ("clock", "before", "first"),
+    [
+        (Clock("t", "epoch_s"), -2e11, -62_135_596_800),
+        (Clock("t", "epoch_ms"), -2e14, -62_135_596_800_000),
+        (ISO, "0001-01-01T00:00:00+00:01", "0001-01-01T00:00:00+00:00"),
+        (ISO, "0000-12-31T23:59:59+00:00", "0001-01-01T00:00:00+00:00"),
+        (Clock("t", "epoch_s", round_us=86_400_000_000), -62_135_683_200, -62_135_596_800),
+    ],
+)
+def test_a_time_before_the_year_one_is_none(clock, before, first):
+    """No date can be written for it, and a table with such a row could be read by nobody."""
+    assert read(clock, [before, first]) == [NOT_A_TIME, -62_135_596_800_000_000]
+
+
 @given(st.lists(st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)), min_size=1, max_size=20))
 def test_split_times_equal_the_standard_library(times):
     """Year, month, day and hour from four columns, as numbers or texts."""
