@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import nats.errors
 import paho.mqtt.client as mqtt
 import pytest
@@ -13,7 +14,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from securesystemslib.signer import CryptoSigner
 
 from fieldloop.domain.release import CHUNK_BYTES, Release
-from fieldloop.domain.rollout import Desired
+from fieldloop.domain.rollout import Desired, Reported
 from fieldloop.stores import broker, releases
 from fieldloop.stores.settings import Settings
 from infra.local.identities import enrol_devices
@@ -32,6 +33,7 @@ class Victim:
     gateway: Gateway
     target: Target
     sound: Release
+    running: Desired  # the order of the sound release
     old: dict[str, bytes]  # the mirror as it was before the sound release
     version: int = 2
     steps: int = 0
@@ -57,6 +59,12 @@ class Victim:
 
         asyncio.run(write())
 
+    def asked(self, wanted: Desired) -> Reported:
+        """Ask for a release anew; return the report that answers this order."""
+        order = msgspec.structs.replace(wanted, issued_us=time.time_ns() // 1000)
+        self.gateway.order(order)
+        return self.gateway.await_report(lambda r: r.answers_us == order.issued_us and (r.refused or r.error is None))
+
     def scores_on(self, steps: int = EACH) -> None:
         """Send readings of the device, and see each window predicted by the sound release."""
         self.gateway.send([payload(range(self.steps, self.steps + steps))])
@@ -72,10 +80,10 @@ def victim(install: Settings, tmp_path_factory: pytest.TempPathFactory) -> Itera
     gateway, sound = enrol(install, "gw-victim"), make_release(model=MODEL, version=2)
     releases.publish(install, make_release(model=MODEL, bias=1.0))
     old = asyncio.run(mirror_of(install))
-    gateway.desire(sound)
+    target = Target(install, tmp_path_factory.mktemp("victim"))
+    made = Victim(gateway, target, sound, target.publish(sound), old)
     gateway.start()
-    gateway.await_running(sound)
-    made = Victim(gateway, Target(install, tmp_path_factory.mktemp("victim")), sound, old)
+    made.asked(made.running)
     made.scores_on(FIRST)
     yield made
     gateway.stop()
@@ -157,11 +165,11 @@ def test_an_attack_on_updates_is_refused_and_the_model_goes_on(
     attacked = attack(victim, dict(sound))
     assert attacked != sound
     victim.swap(sound, attacked)
-    order = Desired(wanted.release, wanted.manifest, time.time_ns() // 1000, "test")
-    victim.gateway.order(order)
-    report = victim.gateway.await_report(lambda r: r.refused and r.answers_us == order.issued_us)
+    report = victim.asked(wanted)
     victim.scores_on()
+    victim.asked(victim.running)  # else it would follow the order as soon as the mirror is mended
     victim.swap(attacked, sound)
+    assert report.refused
     assert says in (report.error or "")
     assert report.running is not None
     assert report.running.release == victim.sound.digest
