@@ -13,7 +13,13 @@ import pytest
 from nats.js import JetStreamContext
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.exceptions import Pause
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -87,6 +93,9 @@ def test_a_sound_release_goes_wave_by_wave(settings: Settings) -> None:
     assert any(line.startswith("disagreement good") for line in rollout.findings)
     _until(lambda: len(_tasks(settings, rollout)) >= rollout.batches)  # Prefect writes them down a little later
     assert sum("wave" in name for name in _tasks(settings, rollout)) == rollout.batches  # never one a target
+    own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(rollout.runs[0])]))
+    with SyncPrefectClient(api=settings.prefect_api) as client:
+        assert len(client.read_artifacts(artifact_filter=own)) == rollout.batches  # written anew as the batch goes
     assert set(_running(settings).values()) == {new.digest}
     held = _with(settings, lambda js: rollouts.held(js, CAST.names()))
     assert {each.desired.shadow for each in held.values() if each.desired} == {None}
