@@ -25,6 +25,7 @@ GRAPH: Final = "graph"
 _GRAPH_FILE: Final = "model.onnx"
 _REFERENCE: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(?:/(\d+)|@([a-z]+))")
 _PAGE: Final = 1_000  # versions read at once
+SHOWN: Final = 10  # versions that an error names
 _MISSING: Final = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 
 
@@ -92,10 +93,10 @@ def version(settings: Settings, model: str, alias_or_number: str | int) -> Model
     """
     found = find(settings, model, alias_or_number)
     if found is None:
-        there = ", ".join(str(each.version) for each in versions(settings, model))
+        there = ", ".join(str(each.version) for each in versions(settings, model)[:SHOWN])
         raise StoreError(
             f"model {model}: expected a version {alias_or_number!r} in MLflow at {settings.mlflow_endpoint}, got none: "
-            + (f"there are {there}" if there else "run the flows `train` and `register` first")
+            + (f"the newest are {there}" if there else "run the flows `train` and `register` first")
         )
     return found
 

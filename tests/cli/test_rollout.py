@@ -91,7 +91,7 @@ def test_a_rehearsal_of_what_is_not_there_begins_nothing(settled: Looped, monkey
     missing = settled.settings.data_dir / "none.yaml"
     for arguments, says in (
         (("--plan", str(missing)), f"{missing}: expected the YAML of a plan"),
-        (("--version", "77"), "model turbine-power: expected a version '77' .* got none: there are .*1"),
+        (("--version", "77"), "model turbine-power: expected a version '77' .* got none: the newest are .*1"),
     ):
         with pytest.raises(FieldloopError, match=says):
             CliRunner().invoke(app, ["rehearse", *arguments], catch_exceptions=False)

@@ -136,6 +136,17 @@ def test_row_and_batch_of_one_channel(one: Built, windows: NDArray[np.float32]) 
     assert_one_and_the_same(one, windows)
 
 
+@given(st.lists(st.sampled_from(OF_CHANNELS), unique=True, min_size=1), st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_both_builds_of_any_families(families: list[str], seed: int) -> None:
+    """Both have the same columns in the same order, whether the release's windows are sorted or not."""
+    random = np.random.default_rng(seed)
+    windows = random.normal(0, 20, (20, len(CHANNELS), LENGTH)).astype(np.float32)
+    windows[random.random(windows.shape) < 0.2] = np.nan
+    built = Built(recipe(CHANNELS, features=tuple(families)))
+    np.testing.assert_array_equal(bits(built.run(windows)), bits(built.batch(windows)))
+
+
 SHAPES = [(1, 60), (1, 61), (2, 13), (5, 7), (8, 60), (3, 3), (2, 300), (1, 4096)]  # channels, length
 
 

@@ -9,11 +9,12 @@ import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
 from spox import Var
 
-from fieldloop.domain.features.columns import Features, per_channel
+from fieldloop.domain.features.columns import Features
 
 _TIME = 2  # axis of time
 SHARES: Final = {"min": 0.0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9, "max": 1.0}
 RANKED: Final = (*SHARES, "range")
+BOUNDS: Final = ("min", "max", "range")
 
 
 class Cleaned:
@@ -125,14 +126,19 @@ class Cleaned:
         return op.div(self.sum_of_squares, self.count)
 
     def ranked(self, *names: str) -> list[Features]:
-        """Return some of `RANKED`; quantiles between the bounds of sorted windows alone."""
-        if self.ordered is not None:
-            places = tuple(RANKED.index(name) for name in names)
-            return [Features(names, self.quantiles, places, len(RANKED))]
-        bounds = (bound(self._filled, axes=[_TIME]) for bound in (op.reduce_min, op.reduce_max))
-        least, greatest = (self.total(bound, 1) for bound in bounds)  # a sum is never the other zero
-        found = {"min": least, "max": greatest, "range": op.sub(greatest, least)}
-        return per_channel({name: found[name] for name in names})
+        """Return some of `RANKED`; quantiles between the bounds of sorted windows alone.
+
+        Sorted or not, they stand together: columns have the same order in both builds of a recipe.
+        """
+        there, values = (BOUNDS, self._bounds) if self.ordered is None else (RANKED, self.quantiles)
+        return [Features(names, values, tuple(there.index(name) for name in names), len(there))]
+
+    @cached_property
+    def _bounds(self) -> Var:
+        """[N, C, 3] what `BOUNDS` names, NaN where there is no value; sums as those of sorted windows, so no -0."""
+        bounds = [bound(self._filled, axes=[_TIME]) for bound in (op.reduce_min, op.reduce_max)]
+        both = np.eye(len(bounds))
+        return op.matmul(op.concat(bounds, axis=_TIME), op.const(np.column_stack([both, both[:, -1] - both[:, 0]])))
 
     @cached_property
     def quantiles(self) -> Var:
