@@ -30,7 +30,7 @@ CHUNK_S: Final = 60.0  # a chunk over a slow line
 TIMESTAMP: Final = chunk_key("metadata/timestamp.json", 0)
 LOOK_AGAIN_S: Final = 86_400.0  # at the list of releases, though nobody has touched it: it may have expired
 WATCH_S: Final = 1.0
-DROP_PAGES_LOOKS: Final = 5  # looks between two times that idle library code is handed back
+DROP_PAGES_LOOKS: Final = 5  # looks between two times that idle library pages are handed back
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """A masked window as the families see it: what several of them need is computed once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -172,6 +172,26 @@ class Cleaned:
         picks = _picks(self.length)
         values = op.div(op.matmul(self.zeroed, op.const(picks)), self._counts[1])
         return op.split(values, outputs_count=picks.shape[1], axis=2)
+
+    @cached_property
+    def lowest_before(self) -> Var:
+        """[N, C, 1] least value before the last step, infinite where there is none."""
+        return self._bound_before(op.reduce_min, np.inf)
+
+    @cached_property
+    def highest_before(self) -> Var:
+        """[N, C, 1] greatest value before the last step, minus infinity where there is none."""
+        return self._bound_before(op.reduce_max, -np.inf)
+
+    @cached_property
+    def nearest_before(self) -> Var:
+        """[N, C, 1] distance of the last value from the nearest before it; infinite where there is none."""
+        apart = op.abs(op.sub(op.cast(earlier(self.steps, 1), to=np.float64), self.last))
+        return op.reduce_min(op.where(earlier(self.there, 1), apart, number(np.inf)), axes=[_TIME])
+
+    def _bound_before(self, reduce: Callable[..., Var], missing: float) -> Var:
+        values = op.where(earlier(self.there, 1), earlier(self.steps, 1), op.const(np.float32(missing)))
+        return op.cast(reduce(values, axes=[_TIME]), to=np.float64)
 
     @cached_property
     def difference(self) -> Var:

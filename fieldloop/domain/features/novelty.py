@@ -6,7 +6,7 @@ import numpy as np
 import spox.opset.ai.onnx.v17 as op
 from spox import Var
 
-from fieldloop.domain.features.cleaned import SHARES, Cleaned, earlier, number
+from fieldloop.domain.features.cleaned import SHARES, Cleaned, number
 from fieldloop.domain.features.columns import Features, per_channel
 
 MOST: Final = 1e6  # widths, or distances; also where the others do not differ, so that any change is far
@@ -20,20 +20,17 @@ def novelty(window: Cleaned) -> list[Features]:
     `excess`: how far the last value lies beyond all before it, in widths of the window's middle 80 %; 0 within them.
     `gap`: how many times as far it is from the nearest of them as any of these is from its own nearest; 0 up to once.
     """
-    before, there = earlier(window.steps, 1), earlier(window.there, 1)
-    highest = _wide(op.reduce_max(op.where(there, before, op.const(np.float32(-np.inf))), axes=[2]))
-    lowest = _wide(op.reduce_min(op.where(there, before, op.const(np.float32(np.inf))), axes=[2]))
+    highest, lowest = window.highest_before, window.lowest_before
     beyond = op.add(op.relu(op.sub(window.last, highest)), op.relu(op.sub(lowest, window.last)))
     width = op.sub(_quantile(window, "q90"), _quantile(window, "q10"))
     known = op.abs(op.mul(op.add(op.add(highest, lowest), window.last), number(0.0)))  # of infinities and NaN, NaN
-    features = {"excess": _times(beyond, width), "gap": _gap(window, before, there)}
+    features = {"excess": _times(beyond, width), "gap": _gap(window)}
     return per_channel({name: op.add(values, known) for name, values in features.items()})
 
 
-def _gap(window: Cleaned, before: Var, there: Var) -> Var:
+def _gap(window: Cleaned) -> Var:
     """[N, C, 1]. Where the last value is the loneliest of all, only the second loneliest is another's distance."""
-    apart = op.abs(op.sub(_wide(before), window.last))
-    nearest = op.reduce_min(op.where(there, apart, number(np.inf)), axes=[2])
+    nearest = window.nearest_before
     most, next_most = op.split(_loneliest(window), outputs_count=2, axis=_VALUES)
     alone = op.and_(op.equal(nearest, most), op.less(next_most, most))
     return op.where(alone, _times(most, next_most), number(0.0))
@@ -43,7 +40,7 @@ def _loneliest(window: Cleaned) -> Var:
     """[N, C, 2] the two largest of the distances that each value has from its nearest; -1 where it has none."""
     if window.ordered is None:
         raise ValueError("distances need sorted windows")
-    values = _wide(window.ordered)
+    values = op.cast(window.ordered, to=np.float64)
     bounds = ((1, np.iinfo(np.int64).max), (0, -1))
     upper, lower = (op.slice(values, *(op.const(np.array([at])) for at in (*bound, _VALUES))) for bound in bounds)
     place = op.const(np.arange(1, window.length, dtype=np.int64))
@@ -59,10 +56,6 @@ def _loneliest(window: Cleaned) -> Var:
 
 def _times(size: Var, of: Var) -> Var:
     return op.min([op.div(size, op.max([of, number(_LEAST_WIDTH)])), number(MOST)])
-
-
-def _wide(values: Var) -> Var:
-    return op.cast(values, to=np.float64)
 
 
 def _quantile(window: Cleaned, share: str) -> Var:

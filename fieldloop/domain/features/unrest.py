@@ -15,7 +15,6 @@ BLOCKS: Final = 336  # of a window that has as many steps, at least: fourteen st
 MOST: Final = 1e6  # ranges
 _LEAST_SHARE: Final = 0.03  # of the greatest spread: the least range, so that rounding is no unrest
 _LEAST_RANGE: Final = 1e-30
-_TIME = 2  # axis of a window [N, C, T]
 
 
 def unrest(window: Cleaned) -> list[Features]:
