@@ -160,7 +160,7 @@ def _say_ready(console: Console, state: ServiceState) -> None:
 def _addresses(settings: Settings) -> list[str]:
     return [
         f"Prefect  {settings.prefect_ui}",
-        f"MLflow   {settings.mlflow_endpoint}",
+        f"MLflow   {settings.mlflow_endpoint}/#/experiments",  # its front page welcomes, and shows nothing of ours
         f"reports  {settings.reports_front}",
     ]
 
