@@ -27,6 +27,7 @@ from fieldloop.domain.recipe.rules import LONGEST_APPROVAL_H
 from fieldloop.stores import registry
 from fieldloop.stores.registry import ModelVersion
 from fieldloop.stores.settings import Settings
+from tasks.answers import resume
 from tasks.challenge import Outcome, Verdict, keep
 
 LONGEST_S: Final = LONGEST_APPROVAL_H * 3600  # that a flow may wait for a person
@@ -92,9 +93,13 @@ def answer(settings: Settings, version: ModelVersion, choice: Choice, words: str
                 f"{version.label}: no flow run waits for an answer; run the flow `register` for this version's run "
                 f"{version.run_id}, and answer then"
             )
-        result = client.resume_flow_run(UUID(run), run_input={"choice": choice.value, "reason": words})
+        result = resume(client, UUID(run), {"choice": choice.value, "reason": words})
     if result.status.value != "ACCEPT":
-        raise ServiceError(f"{version.label}: Prefect says: {getattr(result.details, 'reason', result.status.value)}")
+        reason = str(getattr(result.details, "reason", "") or result.status.value).rstrip(".")
+        raise ServiceError(
+            f"{version.label}: Prefect says: {reason}; if the run that waited was killed, run the flow `register` for "
+            f"this version's run {version.run_id}, and answer then"
+        )
 
 
 def _wait(settings: Settings, version: ModelVersion, verdict: Verdict, hours: float) -> tuple[Choice, str]:

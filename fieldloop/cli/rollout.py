@@ -71,13 +71,14 @@ def resume(
     decision: Annotated[str, typer.Option(help="Where the rollout asks: `go on`, `roll back` or `stop`.")] = "go on",
 ) -> None:
     """Let a paused rollout go on, or answer one that asks."""
+    from tasks import answers
     from tasks.rollout import Choice
 
     if decision not in list(Choice):
         raise typer.BadParameter(f"expected one of {', '.join(Choice)}, got {decision!r}")
     rollout = _active(name)
     answer = {"choice": decision} if rollout.phase is Phase.ASKING else None
-    _tell(rollout, lambda client, run: client.resume_flow_run(run, run_input=answer))
+    _tell(rollout, lambda client, run: answers.resume(client, run, answer))
     typer.echo(f"{name}: {decision}")
 
 

@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.input import keyset_from_base_key
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
@@ -156,13 +157,15 @@ def in_context(settings: FarmSettings, work: Callable[[], None]) -> Callable[[],
 
 
 def paused(settings: FarmSettings) -> bool:
-    """Say whether the run that the version names waits."""
+    """Say whether the run that the version names waits, and has said for what: killed before that, it asks nothing."""
     run = registry.version(settings, NAME, 1).tags.get(RUN)
     if run is None:
         return False
     with SyncPrefectClient(api=settings.prefect_api) as client:
         state = client.read_flow_run(UUID(run)).state
-    return state is not None and state.is_paused()
+        form = keyset_from_base_key("paused-approval")["schema"]
+        asked = client.filter_flow_run_input(UUID(run), form, limit=1, exclude_keys=set())
+    return state is not None and state.is_paused() and bool(asked)
 
 
 def wait_until(true: Callable[[], bool]) -> None:

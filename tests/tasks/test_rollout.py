@@ -39,6 +39,7 @@ from infra.rehearsal.faults import Faults
 from infra.rehearsal.stage import DEVICE, Cast, enrol, playing, stage
 from tasks import rollout as rollout_tasks
 from tasks import wave
+from tasks.answers import resume
 from tasks.deploy import Released
 from tasks.joiners import converge
 from tasks.rollback import withdraw
@@ -122,7 +123,7 @@ def test_a_person_decides_where_the_plan_asks(settings: Settings) -> None:
         rollout = _await(settings, lambda rollout: rollout.release == bad.digest and rollout.phase is Phase.ASKING)
         with SyncPrefectClient(api=settings.prefect_api) as client:
             _until(lambda: client.read_flow_run(rollout.runs[0]).state.is_paused())  # type: ignore
-            client.resume_flow_run(rollout.runs[0], run_input={"choice": "stop"})  # type: ignore[arg-type]
+            resume(client, UUID(rollout.runs[0]), {"choice": "stop"})
         assert "was stopped" in str(running.error())
     assert _newest(settings).phase is Phase.STOPPED
     assert sorted(map(str, _running(settings).values())) == sorted([old.digest] * 11 + [bad.digest])
