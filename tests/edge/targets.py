@@ -9,7 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -135,6 +136,16 @@ class Gateway:
         assert self._process is not None
         self._process.send_signal(number)
         return self._process.wait(PATIENCE_S)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Hold the agent's process where it is, so that it sees nothing of what lies between."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     @property
     def log(self) -> str:
